@@ -1,0 +1,1 @@
+"""Analyses: read the graph, return facts, never change it."""

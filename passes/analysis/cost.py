@@ -1,0 +1,27 @@
+"""The cost of the model and of what a plan leaves of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunepass.cost import CostModel
+from prunepass.graph import Graph
+from prunepass.labels import Policy
+from prunepass.manager import Analysis, Facts
+
+
+@dataclass(frozen=True)
+class Cost(Analysis):
+    """Count MACs, parameters and bytes, and predict them for any plan without cutting.
+
+    Units
+        policy: how a factor that spans several axes may lose indices; that of the coupling whose units a plan names.
+    """
+
+    name = "cost"
+    policy: Policy = "balanced"
+
+    def run(self, graph: Graph, facts: Facts) -> CostModel:
+        """Return the cost model."""
+        factors = facts.get("coupling", policy=self.policy).factors
+        return CostModel(graph, facts.get("shapes").shape, factors)

@@ -1,0 +1,36 @@
+"""How much each unit matters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prunepass.criteria import ImportanceFacts, Weights, criterion, rate
+from prunepass.graph import Graph
+from prunepass.labels import Policy
+from prunepass.manager import Analysis, Facts
+
+
+@dataclass(frozen=True)
+class Importance(Analysis):
+    """Score every unit: weights -> site -> unit (reduce) -> comparable across groups (normalise).
+
+    Units
+        normalise: auto is the normaliser that the criterion names, mean for most.
+    Raises
+        ModelError: a weight holds NaN or infinity.
+    """
+
+    name = "importance"
+    criterion: str = "l2"
+    reduce: Literal["mean", "sum", "max", "first"] = "mean"
+    normalise: Literal["auto", "mean", "max", "sum", "none", "lamp", "standardise"] = "auto"
+    policy: Policy = "balanced"
+
+    def __post_init__(self) -> None:
+        criterion(self.criterion)
+
+    def run(self, graph: Graph, facts: Facts) -> ImportanceFacts:
+        """Return the scores."""
+        weights = Weights(graph, facts.get("coupling", policy=self.policy), facts.context.seed)
+        return rate(weights, criterion(self.criterion), self.reduce, self.normalise)

@@ -1,0 +1,1 @@
+"""Rewrites: change the graph, return how many changes they made."""

@@ -1,0 +1,313 @@
+"""The Python API: prune, inspect and replay as functions; the command line is a shell around them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from prunepass import inputs, wire
+from prunepass import report as reports
+from prunepass.cost import CostModel
+from prunepass.errors import PipelineError
+from prunepass.files import save
+from prunepass.graph import Graph
+from prunepass.manager import Context, Cut, Facts, Pipeline, Progress, Timing
+from prunepass.options import format_value
+
+if TYPE_CHECKING:
+    from prunepass.coupling import Coupling
+    from prunepass.files import Source
+    from prunepass.plan import Plan
+
+DEFAULT_RATIO = 0.3
+
+
+@dataclass(frozen=True)
+class Result:
+    """Hold a pruned model, the plan that made it, and the report with the certificate.
+
+    Example
+        result = prunepass.prune("model.onnx", macs=0.5)
+        onnx.save(result.model, "small.onnx")
+    """
+
+    graph: Graph
+    plan: Plan | None
+    report: dict[str, Any]
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """The pruned model."""
+        return self.graph.to_proto()
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the model; the file appears whole or not at all. `force` allows to overwrite the source."""
+        save(self.graph, path, force=force)
+
+
+def default_pipeline(
+    ratio: float | None = None,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    criterion: str = "l2",
+    scope: str = "global",
+    align: int = 8,
+) -> str:
+    """Return the text of the main job: `canonicalize,select{...},slice-channels,clean`.
+
+    Raises
+        PipelineError: more than one of ratio, macs, params and bytes is given.
+    """
+    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes}
+    given: dict[str, Any] = {name: value for name, value in amounts.items() if value is not None}
+    if len(given) > 1:
+        raise PipelineError(f"{' and '.join(given)} do not go together; give one of them")
+    given = given or {"ratio": DEFAULT_RATIO}
+    given |= {"criterion": criterion, "scope": scope, "align": align}
+    options = " ".join(f"{name}={format_value(value)}" for name, value in given.items())
+    return f"canonicalize,select{{{options}}},slice-channels,clean"
+
+
+def prune(
+    model: Source,
+    ratio: float | None = None,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    criterion: str = "l2",
+    scope: str = "global",
+    align: int = 8,
+    keep: str | Iterable[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    pipeline: str | Pipeline | None = None,
+    verify: bool = True,
+    verify_each: bool = False,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Prune a model and check the result against a masked run of the same plan.
+
+    Units
+        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes: the share of the
+        source that may stay, 0 < share <= 1. align: kept channels per tensor are a multiple of it.
+
+    Reads
+        model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names that stay
+        whole. shapes: by input name, for dynamic axes. data: arrays by input name, used to verify. pipeline: passes to
+        run instead of the default ones; criterion, scope, align and the amounts are then its own options.
+
+    Writes
+        output: the pruned model, if a path is given. Nothing is written when anything fails.
+
+    Raises
+        PruneError: bad model, option, or budget. VerifyError: the pruned and the masked model differ.
+
+    Example
+        result = prunepass.prune("model.onnx", ratio=0.5, output="small.onnx")
+        result.report["after"]["params"], result.report["certificate"]["max_abs"]
+    """
+    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes}
+    text = default_pipeline(**amounts, criterion=criterion, scope=scope, align=align)
+    if pipeline is not None and any(value is not None for value in amounts.values()):
+        raise PipelineError("a pipeline has its own amounts; give them to its select pass")
+    chosen = Pipeline.parse(text if pipeline is None else str(pipeline))
+    if output is not None:
+        inputs.check_outputs([Path(output)], source_paths(model), force)
+    job = Job.open(model, keep, shapes, data, seed, progress)
+    chosen.run_on(job.facts, verify_each=verify_each)
+    result = job.finish(verify, {"pipeline": str(chosen), "keep": list(job.context.keep)})
+    if output is not None:
+        result.save(output, force=force)
+    return result
+
+
+def apply(
+    plan: Plan | str | os.PathLike[str],
+    model: Source,
+    *,
+    ephemeral: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    data: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Carry out a plan on the model that it was made for: sliced, or masked during computation.
+
+    Raises
+        PruneError: the plan does not fit the model. VerifyError: the pruned and the masked model differ.
+    """
+    from prunepass.plan import Plan
+    from prunepass.replay import apply_plan
+
+    paths = [] if isinstance(plan, Plan) else [Path(plan)]
+    found = plan if isinstance(plan, Plan) else Plan.from_json(reports.read_json(paths[0]))
+    if output is not None:
+        inputs.check_outputs([Path(output)], [*source_paths(model), *paths], force)
+    job = Job.open(model, (), shapes, data, seed, progress)
+    facts = job.facts
+    with facts.timed("apply"):
+        apply_plan(facts, found, ephemeral)
+    result = job.finish(verify, {"plan": str(paths[0]) if paths else None, "ephemeral": ephemeral})
+    if output is not None:
+        result.save(output, force=force)
+    return result
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Hold what `inspect` found: the canonical graph, its coupling, and its size."""
+
+    graph: Graph
+    coupling: Coupling
+    binding: dict[str, int]
+    size: dict[str, int]
+    sha256: str
+    timing: tuple[Timing, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data: groups, tied tensors, barriers, and what keeps axes whole."""
+        found = {
+            "schema": reports.INSPECT_SCHEMA,
+            "sha256": self.sha256,
+            "size": self.size,
+            "inputs": {name: self.coupling.shapes.get(name, ()) for name in self.graph.input_names},
+            "assumed": self.binding,
+            "groups": reports.coupling_groups(self.coupling),
+            "tied": self.coupling.tied,
+            "barriers": reports.barriers(self.coupling.barriers),
+            "pinned": reports.barriers(self.coupling.pinned),
+            "timing": reports.timing(self.timing),
+            "versions": reports.versions(),
+        }
+        plain: dict[str, Any] = reports.plain(found)
+        return plain
+
+
+def inspect(
+    model: Source, *, shapes: Mapping[str, Sequence[int]] | None = None, progress: Progress | None = None
+) -> Inspection:
+    """Find out what can be pruned: coupling groups, tied tensors, barriers, and why axes must stay.
+
+    Raises
+        PruneError: the model cannot be used.
+    """
+    job = Job.open(model, (), shapes, None, 0, progress)
+    Pipeline.parse("canonicalize").run_on(job.facts)
+    coupling, known = job.facts.get("coupling"), job.facts.get("shapes")
+    return Inspection(
+        job.facts.graph, coupling, known.binding, job.before, job.context.source_sha256, tuple(job.stages())
+    )
+
+
+@dataclass
+class Job:
+    """Hold one run: the opened model, its facts, what it weighed before."""
+
+    origin: inputs.Origin
+    facts: Facts
+    load: Timing
+    before: dict[str, int]
+
+    @classmethod
+    def open(
+        cls,
+        model: Source,
+        keep: str | Iterable[str],
+        shapes: Mapping[str, Sequence[int]] | None,
+        data: Mapping[str, np.ndarray] | None,
+        seed: int,
+        progress: Progress | None,
+    ) -> Job:
+        """Load and check everything that the user hands in."""
+        start = time.perf_counter()
+        context = Context(seed=seed, keep=inputs.check_keep(keep), progress=progress)
+        context.tell("load", 0, 1)
+        graph, origin = inputs.open_model(model)
+        context.source_sha256 = origin.sha256
+        context.shapes = inputs.check_shapes(graph, shapes or {})
+        context.data = None if data is None else inputs.check_data(graph, data)
+        facts = Facts(graph, context)
+        load = Timing("load", time.perf_counter() - start)
+        return cls(origin, facts, load, measure(facts, origin.size_bytes))
+
+    @property
+    def context(self) -> Context:
+        """What the user asked for beside the passes."""
+        return self.facts.context
+
+    def stages(self) -> list[Timing]:
+        """Return the time of everything so far."""
+        return [self.load, *self.facts.timing]
+
+    def finish(self, verify: bool, options: dict[str, Any]) -> Result:
+        """Certify what the passes made and report on it.
+
+        Raises
+            VerifyError: the pruned and the masked model differ.
+        """
+        facts = self.facts
+        certificate: dict[str, Any] = {
+            "status": "skipped",
+            "max_abs": None,
+            "max_rel": None,
+            "inputs": 0,
+            "tolerance": None,
+        }
+        if verify:
+            self.context.tell("verify", 0, 1)
+            from prunepass.verify import certify
+
+            with facts.timed("verify"):
+                found = certify(facts.source, facts.cuts, facts.graph, self.context)
+            found.raise_if_failed()
+            certificate = reports.plain(dataclasses.asdict(found))
+        plan = facts.cuts[-1].plan if facts.cuts else facts.last_plan
+        coupling = facts.first.get("coupling")
+        report = {
+            "schema": reports.SCHEMA,
+            "source": {
+                "path": None if self.origin.path is None else str(self.origin.path),
+                "sha256": self.origin.sha256,
+            },
+            "before": self.before,
+            "after": measure(facts),
+            "certificate": certificate,
+            "barriers": [] if coupling is None else reports.barriers(coupling.barriers),
+            "tied": [] if coupling is None else list(coupling.tied),
+            "groups": [] if plan is None else reports.plan_groups(plan),
+            "options": {**options, "seed": self.context.seed, "verify": verify, "shapes": self.context.shapes},
+            "timing": reports.timing(self.stages()),
+            "versions": reports.versions(),
+        }
+        return Result(facts.graph, plan, reports.plain(report))
+
+
+def source_paths(model: Source) -> list[Path]:
+    """Return the file of a model that is given by its path."""
+    return [Path(model)] if isinstance(model, (str, os.PathLike)) else []
+
+
+def measure(facts: Facts, size_bytes: int | None = None) -> dict[str, int]:
+    """Return parameters, MACs, bytes and nodes of a graph; bytes as they lie in a file."""
+    graph = facts.graph
+    cost = CostModel(graph, facts.get("shapes").shape, {}).total
+    size = size_bytes if size_bytes is not None else sum(map(len, wire.encode(graph)))
+    return {"params": cost.params, "macs": cost.macs, "bytes": size, "nodes": len(graph.nodes)}

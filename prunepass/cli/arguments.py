@@ -1,0 +1,196 @@
+"""The arguments of the command line, checked as far as possible before any file is opened."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import prunepass
+
+BUDGETS = ("ratio", "macs", "params", "bytes")
+SELECTION = (*BUDGETS, "criterion", "scope", "align")
+SCOPES = ("global", "local", "isomorphic")
+
+
+class Parser(argparse.ArgumentParser):
+    """Report a usage error in one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Return the parsed arguments; `command` says which of prune, inspect, apply and list is meant."""
+    parsers = {"inspect": inspect_parser, "apply": apply_parser}
+    if argv and argv[0] in parsers:
+        command, argv = argv[0], argv[1:]
+    else:
+        command = "prune"
+    parser = parsers.get(command, prune_parser)()
+    args = parser.parse_args(argv)
+    args.command = "list" if vars(args).get("list") else command
+    if args.command == "prune":
+        check_prune(parser, args)
+    return args
+
+
+def prune_parser() -> Parser:
+    """Return the parser of the main job."""
+    parser = Parser(
+        prog="prunepass",
+        description="Prune a neural network in an ONNX file and check the result against a masked run.",
+        epilog="Other commands: prunepass inspect MODEL; prunepass apply PLAN MODEL. "
+        "A model file with such a name is given as ./inspect. "
+        "Exit codes: 0 done, 1 error, 2 wrong usage, 3 verification failed, 130 interrupted.",
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="the ONNX file")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="file to write (default: MODEL.pruned.onnx)")
+    amount = parser.add_argument_group("how much (default: --ratio 0.3)").add_mutually_exclusive_group()
+    amount.add_argument("--ratio", metavar="R", type=ratio, help="share of the channels to remove, 0 <= R < 1")
+    amount.add_argument("--macs", metavar="F", type=fraction, help="keep at most this share of the MACs, 0 < F <= 1")
+    amount.add_argument("--params", metavar="F", type=fraction, help="keep at most this share of the parameters")
+    amount.add_argument("--bytes", metavar="F", type=fraction, help="keep at most this share of the file size")
+    which = parser.add_argument_group("which channels")
+    which.add_argument("--criterion", metavar="C", help="importance criterion, see --list (default: l2)")
+    which.add_argument("--scope", choices=SCOPES, help="rank over the model, per group, or per kind (default: global)")
+    which.add_argument("--align", metavar="N", type=positive, help="keep multiples of N channels (default: 8)")
+    which.add_argument("--keep", metavar="REGEX", type=regex, action="append", default=[], help="keep what it matches")
+    which.add_argument("-p", "--pipeline", metavar="PIPELINE", help="the passes to run instead of the default ones")
+    add_run_options(parser)
+    parser.add_argument("--report", metavar="FILE.json", type=Path, help="write the report")
+    parser.add_argument("--plan", metavar="FILE.json", type=Path, help="write the plan: what was removed, by index")
+    parser.add_argument("--time", action="store_true", help="print the time of every pass and analysis")
+    parser.add_argument("--verify-each", action="store_true", help="check the model after every pass")
+    parser.add_argument("--list", action="store_true", help="print the passes, their options, and the criteria")
+    parser.add_argument("--version", action="version", version=f"prunepass {prunepass.__version__}")
+    add_loudness(parser)
+    return parser
+
+
+def inspect_parser() -> Parser:
+    """Return the parser of `prunepass inspect`."""
+    parser = Parser(
+        prog="prunepass inspect", description="Show what can be pruned, what is coupled, and what stands in the way."
+    )
+    parser.add_argument("model", metavar="MODEL", help="the ONNX file")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write everything as JSON")
+    parser.add_argument(
+        "--dot", metavar="FILE", type=Path, help="write the graph with its coupling groups for Graphviz"
+    )
+    parser.add_argument("--force", action="store_true", help="allow an output that is the input")
+    add_shape(parser)
+    add_loudness(parser)
+    return parser
+
+
+def apply_parser() -> Parser:
+    """Return the parser of `prunepass apply`."""
+    parser = Parser(prog="prunepass apply", description="Carry out a plan that an earlier run wrote with --plan.")
+    parser.add_argument("plan", metavar="PLAN", type=Path, help="the plan, a JSON file")
+    parser.add_argument("model", metavar="MODEL", help="the ONNX file that the plan was made for")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="file to write")
+    parser.add_argument("--ephemeral", action="store_true", help="mask during computation instead of slicing")
+    add_run_options(parser)
+    add_loudness(parser)
+    return parser
+
+
+def add_run_options(parser: Parser) -> None:
+    """Add what the jobs that write a model share."""
+    add_shape(parser)
+    parser.add_argument("--data", metavar="FILE.npz", type=Path, help="arrays named after the inputs, used to verify")
+    parser.add_argument("--seed", metavar="N", type=natural, default=0, help="seed of every random choice (default: 0)")
+    parser.add_argument("--no-verify", action="store_true", help="write the result without checking it")
+    parser.add_argument("--force", action="store_true", help="allow an output that is the input")
+
+
+def add_shape(parser: Parser) -> None:
+    """Add --shape."""
+    text = "shape of an input whose axes are dynamic, as in data=1,3,224,224"
+    parser.add_argument("--shape", metavar="NAME=N,N,...", type=shape, action="append", default=[], help=text)
+
+
+def add_loudness(parser: Parser) -> None:
+    """Add -q, -v and --debug."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    group.add_argument("-v", "--verbose", action="store_true", help="print what each pass did")
+    group.add_argument("--debug", action="store_true", help="print every change, and the traceback of an error")
+
+
+def check_prune(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse options of the main job that do not go together."""
+    if args.model is None:
+        parser.error("the model file is missing")
+    given = [name for name in SELECTION if getattr(args, name) is not None]
+    if args.pipeline is not None and given:
+        parser.error(f"--{given[0]} does not go with --pipeline; write it in the text, as in select{{{given[0]}=...}}")
+
+
+def ratio(text: str) -> float:
+    """Read a pruning ratio."""
+    return number(text, lambda r: 0 <= r < 1, "a ratio is a number from 0 to below 1")
+
+
+def fraction(text: str) -> float:
+    """Read a budget as a share of the source."""
+    return number(text, lambda f: 0 < f <= 1, "a budget is a number above 0 and at most 1, the share that may stay")
+
+
+def number(text: str, fits: Callable[[float], bool], rule: str) -> float:
+    """Read a finite number that fits the rule."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"'{text}' does not fit: {rule}")
+    return value
+
+
+def positive(text: str) -> int:
+    """Read an integer of at least 1."""
+    return integer(text, 1)
+
+
+def natural(text: str) -> int:
+    """Read an integer of at least 0."""
+    return integer(text, 0)
+
+
+def integer(text: str, least: int) -> int:
+    """Read an integer that is not below `least`."""
+    try:
+        value = int(text, 10)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"'{text}' does not fit: a whole number of at least {least} is expected")
+    return value
+
+
+def regex(text: str) -> str:
+    """Read a regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no regular expression: {error}") from None
+    return text
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read NAME=1,3,224,224; the name may hold '=' itself."""
+    name, _, sizes = text.rpartition("=")
+    try:
+        axes = tuple(int(size) for size in sizes.split(",")) if sizes else ()
+    except ValueError:
+        name = ""
+        axes = ()
+    if not name or any(size < 1 for size in axes):
+        raise argparse.ArgumentTypeError(f"'{text}' does not fit: NAME=1,3,224,224 is expected, every size at least 1")
+    return name, axes

@@ -1,0 +1,422 @@
+"""Run a graph on labels, and read off which indices can be removed: units and groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from prunepass.graph import Graph, Node
+from prunepass.labels import PINNED, Factor, Factors, Labels, Pin, Policy, spans
+from prunepass.rules import DIMS
+from prunepass.rules.step import Producer, Refused, Step, World
+
+log = logging.getLogger(__name__)
+_OUTPUT = -2
+_MAX_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can stand in for each other: they compete in the ranking.
+
+    Shapes
+        units: (rows, n) unit ids. Every row must lose the same number (heads, conv groups); one row normally.
+        axes: producing (tensor, axis) pairs.
+    """
+
+    name: str
+    units: np.ndarray
+    axes: tuple[tuple[str, int], ...]
+    signature: str
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A node at which labels stop, and what that costs.
+
+    Units
+        params_blocked: float parameters on the axes that this node alone or with others keeps whole.
+    """
+
+    node: str
+    op: str
+    reason: str
+    params_blocked: int
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """What can be removed from a graph, and what goes together.
+
+    Shapes
+        factors: for each value, integer arrays with its rank: unit ids on the axes that they span, length 1 elsewhere;
+        unit 0 stays. An element is removed when, in any factor, its unit is removed.
+    """
+
+    policy: Policy
+    factors: Mapping[str, Factors]
+    groups: tuple[Group, ...]
+    n_units: int
+    producing: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    elem_types: Mapping[str, int]
+    values: Mapping[str, np.ndarray]
+    tied: tuple[str, ...] = ()
+    rounds: int = 0
+    _explain: Callable[[], tuple[tuple[Barrier, ...], tuple[Barrier, ...]]] = field(default=lambda: ((), ()), repr=False)
+
+    @cached_property
+    def barriers(self) -> tuple[Barrier, ...]:
+        """Nodes that no rule could follow."""
+        return self._explain()[0]
+
+    @cached_property
+    def pinned(self) -> tuple[Barrier, ...]:
+        """Everything that keeps an axis whole, the costliest first."""
+        return self._explain()[1]
+
+
+def analyse(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, np.ndarray],
+    elem_types: Mapping[str, int],
+    policy: Policy = "balanced",
+) -> Coupling:
+    """Find units and groups by running the graph on labels until nothing changes.
+
+    Source
+        This project; the design is described in docs/labels.md.
+    """
+    propagation = _Propagation(graph, shapes, values, elem_types, Labels(policy))
+    world, pins, rounds = propagation.run()
+    return _Reader(graph, world, propagation.labels, pins).read(rounds)
+
+
+class _Propagation:
+    """Repeat the interpretation of the whole graph until labels are stable."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Mapping[str, np.ndarray],
+        elem_types: Mapping[str, int],
+        labels: Labels,
+    ) -> None:
+        self.graph, self.shapes, self.values, self.elem_types = graph, shapes, values, elem_types
+        self.labels = labels
+
+    def run(self) -> tuple[World, list[tuple[Pin, World]], int]:
+        """Equalities first, until stable; then with pins."""
+        rounds = 0
+        changed = True
+        while changed and rounds < _MAX_ROUNDS:
+            world = self.round()
+            rounds += 1
+            changed = self.labels.solve(with_pins=False)
+            if changed and not self.labels.joint_seen:
+                break  # without joint factors no rule looks at the labels: one round finds every equality
+        pins = [(pin, world) for pin in self.labels.pins]
+        stable = False
+        self.labels.solve(with_pins=True)
+        while not stable and rounds < 2 * _MAX_ROUNDS:
+            world = self.round()
+            rounds += 1
+            stable = not self.labels.solve(with_pins=True)
+        return world, pins, rounds
+
+    def round(self) -> World:
+        """Interpret every node once."""
+        graph = self.graph
+        self.labels.begin_round()
+        world = World(self.labels, graph.consts, self.shapes, self.values, self.elem_types, graph.opset)
+        world.states.update((name, ()) for name in graph.input_names)
+        for position, node in enumerate(graph.nodes):
+            self.labels.owner = position
+            self._interpret(Step(world, node), node)
+        self.labels.owner = _OUTPUT
+        for name in graph.output_names:
+            self.labels.pin_all(world.states.get(name, ()), "a graph output")
+        return world
+
+    def _interpret(self, step: Step, node: Node) -> None:
+        row = DIMS.get(node.op)
+        try:
+            if row is None:
+                raise Refused(f"no rule for operator {node.op}")
+            row(step)
+        except Refused as refusal:
+            step.refuse(str(refusal))
+        step.finish()
+        world = step.world
+        ins = [name for name in node.inputs if name]
+        if ins and all(name in world.consts or name in world.derived for name in ins):
+            world.derived.update(node.outputs)
+
+
+class _Reader:
+    """Turn stable labels into units, groups and barriers."""
+
+    def __init__(self, graph: Graph, world: World, labels: Labels, pins: list[tuple[Pin, World]]) -> None:
+        self.graph, self.world, self.labels, self.pins = graph, world, labels, pins
+        self.classes = labels.classes
+
+    def read(self, rounds: int) -> Coupling:
+        produced = self._produced()
+        joints = self._joints()
+        member = _components(joints, self._axes_of(produced), self.labels.count, self.classes)
+        usable, rows = _blocks(joints, produced, member, self.labels.count)
+        unit_of = np.zeros(self.labels.count, np.int64)
+        live = np.flatnonzero(usable)
+        unit_of[live] = np.arange(1, live.size + 1)
+        factors = self._factors(unit_of)
+        return Coupling(
+            policy=self.labels.policy,
+            factors=factors,
+            groups=self._groups(member, rows, unit_of, live, factors),
+            n_units=live.size + 1,
+            producing=self._producing(),
+            shapes=self.world.shapes,
+            elem_types=self.world.elem_types,
+            values=self.world.values,
+            tied=_tied(self.graph),
+            rounds=rounds,
+            _explain=self._explain,
+        )
+
+    # ---- which labels are units ----------------------------------------------------------------------------------
+    def _produced(self) -> np.ndarray:
+        """Mark the label classes that some weight produces and nobody pins."""
+        mark = np.zeros(self.labels.count, bool)
+        for producer in self.world.producers:
+            mark[self.classes[producer.labels]] = True
+        mark[PINNED] = False
+        return mark
+
+    def _axes_of(self, produced: np.ndarray) -> list[np.ndarray]:
+        found = []
+        for producer in self.world.producers:
+            labels = np.unique(self.classes[producer.labels])
+            found.append(labels[produced[labels]])
+        return found
+
+    def _joints(self) -> list[np.ndarray]:
+        """All distinct joint factors, as (blocks, inner) arrays of classes."""
+        seen: dict[bytes, np.ndarray] = {}
+        arrays: dict[int, Factor] = {}
+        for factors in self.world.states.values():
+            arrays.update((id(f), f) for f in factors if len(spans(f)) > 1)
+        arrays.update((id(f), f) for f in self.labels.blocks)
+        for factor in arrays.values():
+            axes = spans(factor)
+            if len(axes) < 2:
+                continue
+            table = self.classes[factor].reshape(-1, factor.shape[axes[-1]])
+            table = np.unique(np.sort(table, axis=1), axis=0)
+            seen.setdefault(table.shape.__repr__().encode() + table.tobytes(), table)
+        return list(seen.values())
+
+    def _factors(self, unit_of: np.ndarray) -> dict[str, Factors]:
+        """Factors in unit ids, for values that can lose something."""
+        done: dict[int, Factor | None] = {}
+        found: dict[str, Factors] = {}
+        table = unit_of[self.classes]
+        for name, factors in self.world.states.items():
+            own = []
+            for factor in factors:
+                key = id(factor)
+                if key not in done:
+                    units = table[factor]
+                    done[key] = units if units.any() else None
+                units_or_none = done[key]
+                if units_or_none is not None:
+                    own.append(units_or_none)
+            if own:
+                found[name] = tuple(own)
+        return found
+
+    # ---- groups --------------------------------------------------------------------------------------------------
+    def _groups(
+        self,
+        member: np.ndarray,
+        rows: Mapping[int, np.ndarray],
+        unit_of: np.ndarray,
+        live: np.ndarray,
+        factors: Mapping[str, Factors],
+    ) -> tuple[Group, ...]:
+        axes: dict[int, dict[tuple[str, int], None]] = {}
+        for producer in self.world.producers:
+            for gid in np.unique(member[self.classes[producer.labels]]):
+                axes.setdefault(int(gid), {})[(producer.tensor, producer.axis)] = None
+        by_group: dict[int, list[int]] = {}
+        for label in live:
+            by_group.setdefault(int(member[label]), []).append(int(label))
+        site_text = self._sites(factors, unit_of, member, live)
+        found = []
+        for gid, labels in by_group.items():
+            units = unit_of[rows[gid]] if gid in rows else unit_of[np.array(labels)][None, :]
+            own = tuple(axes.get(gid, {}))
+            found.append(Group(own[0][0] if own else f"group {gid}", units, own, site_text.get(gid, "")))
+        return tuple(found)
+
+    def _sites(
+        self, factors: Mapping[str, Factors], unit_of: np.ndarray, member: np.ndarray, live: np.ndarray
+    ) -> dict[int, str]:
+        """Describe each group by the shapes and axes of the constants on which it sits."""
+        group_of = np.zeros(live.size + 1, np.int64)
+        group_of[1:] = member[live]
+        text: dict[int, list[str]] = {}
+        for name in self.graph.consts:
+            for factor in factors.get(name, ()):
+                ids = np.unique(factor)
+                for gid in np.unique(group_of[ids[ids > 0]]):
+                    text.setdefault(int(gid), []).append(f"{self.graph.consts.shape(name)}{spans(factor)}")
+        return {gid: ";".join(sorted(parts)) for gid, parts in text.items()}
+
+    def _producing(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, set[int]] = {}
+        for producer in self.world.producers:
+            if producer.tensor in self.graph.consts:
+                found.setdefault(producer.tensor, set()).add(producer.axis)
+        return {name: tuple(sorted(axes)) for name, axes in found.items()}
+
+    # ---- what is pinned, and by whom -----------------------------------------------------------------------------
+    def _weights(self) -> np.ndarray:
+        """Float parameters that hang on each label, before pins."""
+        weight = np.zeros(self.labels.count)
+        for world in {id(w): w for _, w in self.pins}.values():
+            for name in self.graph.consts:
+                size = float(np.prod(self.graph.consts.shape(name)))
+                for factor in world.states.get(name, ()):
+                    share = size / factor.size
+                    weight += share * np.bincount(factor.reshape(-1), minlength=weight.size)
+        weight[PINNED] = 0
+        return weight
+
+    def _pinned(self) -> tuple[Barrier, ...]:
+        """Every node that pins something, the costliest first."""
+        weight = self._weights() if self.pins else np.zeros(1)
+        found: dict[tuple[int, str], list[np.ndarray]] = {}
+        for pin, _ in self.pins:
+            found.setdefault((pin.owner, pin.reason), []).append(pin.labels)
+        rows = []
+        for (owner, reason), labels in found.items():
+            blocked = int(weight[np.unique(np.concatenate(labels))].sum())
+            node = self.graph.nodes[owner] if owner >= 0 else None
+            name = (node.name or node.outputs[0]) if node else "graph"
+            rows.append(Barrier(name, node.op if node else "", reason, blocked))
+        return tuple(sorted(rows, key=lambda b: (-b.params_blocked, b.node)))
+
+    def _explain(self) -> tuple[tuple[Barrier, ...], tuple[Barrier, ...]]:
+        """Barriers, and everything that pins."""
+        pinned = self._pinned()
+        blocked: dict[str, int] = {}
+        for entry in pinned:
+            blocked[entry.node] = blocked.get(entry.node, 0) + entry.params_blocked
+        rows = []
+        for owner, reason in sorted(self.world.barriers.items()):
+            node = self.graph.nodes[owner]
+            name = node.name or node.outputs[0]
+            rows.append(Barrier(name, node.op, reason, blocked.get(name, 0)))
+        return tuple(rows), pinned
+
+
+def _components(
+    joints: Sequence[np.ndarray], axes: Sequence[np.ndarray], count: int, classes: np.ndarray
+) -> np.ndarray:
+    """Number the groups: labels of one producing axis, where blocks bind them, labels of one block structure."""
+    bound = np.zeros(count, bool)
+    for table in joints:
+        bound[table] = True
+    left, right = [], []
+
+    def link(labels: np.ndarray) -> None:
+        labels = labels[labels != PINNED]
+        if labels.size > 1:
+            left.append(np.full(labels.size - 1, labels[0]))
+            right.append(labels[1:])
+
+    for table in joints:
+        link(np.unique(table))
+    for labels in axes:
+        link(labels[~bound[labels]])
+    if not left:
+        return np.arange(count)
+    a, b = np.concatenate(left), np.concatenate(right)
+    matrix = coo_matrix((np.ones(a.size, bool), (a, b)), shape=(count, count))
+    _, member = connected_components(matrix, directed=False)
+    return np.asarray(member, np.int64)
+
+
+def _blocks(
+    joints: Sequence[np.ndarray], produced: np.ndarray, member: np.ndarray, count: int
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Split the units of each block-structured group into rows that must lose alike; drop groups that cannot.
+
+    Two labels are in the same row when they occur in the same blocks of all joint factors. If all rows are of one size
+    and every block of a factor is made of the same number of rows, taking one unit from each row keeps every factor
+    rectangular.
+    """
+    usable = produced.copy()
+    signature = np.zeros(count, np.int64)
+    touched = np.zeros(count, bool)
+    for table in joints:
+        live = usable[table]
+        touched[table[live]] = True
+        row = np.broadcast_to(np.arange(1, len(table) + 1)[:, None], table.shape)
+        code = np.zeros(count, np.int64)
+        np.add.at(code, table[live], _mix(row[live]))
+        signature = _mix(signature * 31 + code)
+    rows: dict[int, np.ndarray] = {}
+    labels = np.flatnonzero(touched & usable)
+    for gid in np.unique(member[labels]):
+        own = labels[member[labels] == gid]
+        codes, sizes = np.unique(signature[own], return_counts=True)
+        order = np.argsort(signature[own], kind="stable")
+        even = sizes.min() == sizes.max()
+        if even:
+            rows[int(gid)] = own[order].reshape(len(codes), -1)
+        else:
+            usable[own] = False
+    for table in joints:
+        live = usable[table].sum(axis=1)
+        if live.size and live.min() != live.max():
+            for gid in np.unique(member[table[usable[table]]]):
+                usable[(member == gid) & touched] = False
+                rows.pop(int(gid), None)
+    return usable, rows
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Hash integers so that sums of them tell sets of rows apart."""
+    mixed = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    mixed = mixed * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(32)
+    return mixed.astype(np.int64)
+
+
+def _tied(graph: Graph) -> tuple[str, ...]:
+    """Weight matrices that several nodes use."""
+    users: dict[str, int] = {}
+    for node in graph.nodes:
+        for name in dict.fromkeys(node.inputs):
+            if name in graph.consts and len(graph.consts.shape(name)) > 1:
+                users[name] = users.get(name, 0) + 1
+    return tuple(name for name, number in users.items() if number > 1)
+
+
+def flat_units(groups: Iterable[Group]) -> np.ndarray:
+    """All unit ids of several groups."""
+    parts = [g.units.reshape(-1) for g in groups]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+__all__ = ["Barrier", "Coupling", "Group", "Producer", "analyse", "flat_units"]

@@ -1,0 +1,74 @@
+"""Rate the units of a graph: sites -> unit (reduction) -> group (normaliser)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunepass.criteria.base import Criterion
+from prunepass.criteria.combine import NORMALISERS, reduce_sites
+from prunepass.criteria.weights import Site, Weights
+
+_NO_GROUP = -1
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceFacts:
+    """Hold how much every unit matters.
+
+    Shapes
+        scores: float64 [n_units], larger is more important; +inf for the pinned unit 0, for units without a group
+        and for groups that cannot be scored. raw: the same before normalising, NaN instead of +inf.
+        sites: per group, in the order of the coupling, the places (constant tensor, axes) that were scored.
+        notes: one sentence for each group that was not scored as asked.
+    """
+
+    scores: np.ndarray
+    raw: np.ndarray
+    sites: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+    notes: tuple[str, ...]
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return self.scores
+
+
+def rate(weights: Weights, criterion: Criterion, reduce: str = "mean", normalise: str = "auto") -> ImportanceFacts:
+    """Score all units; a group that lacks sites in the first tier of the criterion falls to the next."""
+    coupling = weights.coupling
+    members = [np.setdiff1d(group.units, [0]) for group in coupling.groups]
+    owner = np.full(coupling.n_units, _NO_GROUP)
+    for number, units in enumerate(members):
+        owner[units] = number
+    raw = np.full(coupling.n_units, np.nan)
+    sites: list[tuple[tuple[str, tuple[int, ...]], ...]] = [()] * len(members)
+    notes: list[str] = []
+    pending = [number for number, units in enumerate(members) if units.size]
+    tiers = criterion.tiers(weights)
+    for tier, candidates in tiers.items():
+        waiting = np.isin(owner, pending)
+        used = [site for site in candidates if waiting[site.units].any()]
+        values, count = reduce_sites(criterion.scores(weights, used), coupling.n_units, reduce)
+        done = [number for number in pending if count[members[number]].all()]
+        for number in done:
+            raw[members[number]] = criterion.finish(values[members[number]])
+            if tier != next(iter(tiers)):
+                notes.append(f"{coupling.groups[number].name}: no {next(iter(tiers))}, scored by {tier}")
+        _record(sites, used, owner, set(done))
+        pending = [number for number in pending if number not in done]
+    notes += [f"{coupling.groups[number].name}: no float constants, not scored and so kept" for number in pending]
+    scores = np.full(coupling.n_units, np.inf)
+    chosen = NORMALISERS[criterion.normalise if normalise == "auto" else normalise]
+    for number, units in enumerate(members):
+        if units.size and number not in pending:
+            scores[units] = chosen(raw[units])
+    return ImportanceFacts(scores, raw, tuple(sites), tuple(notes))
+
+
+def _record(
+    sites: list[tuple[tuple[str, tuple[int, ...]], ...]], used: list[Site], owner: np.ndarray, done: set[int]
+) -> None:
+    for site in used:
+        for number in np.unique(owner[site.units]).tolist():
+            if number in done:
+                sites[number] += ((site.tensor, site.axes),)

@@ -1,0 +1,57 @@
+"""Build the ephemeral form of a plan: the whole model, with removed indices masked during computation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import helper
+
+from prunepass.errors import UnsupportedError
+from prunepass.graph import Graph
+from prunepass.labels import Factors
+from prunepass.rules.masks import MASKS, Masking
+
+
+def mask_graph(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    elem_types: Mapping[str, int],
+    factors: Mapping[str, Factors],
+    removed: np.ndarray,
+) -> Graph:
+    """Return a copy of the graph that computes, with whole tensors, what the sliced graph computes.
+
+    Raises
+        UnsupportedError: a mask needs an operator that the model's opset does not have.
+    """
+    if graph.opset < 9:
+        raise UnsupportedError(f"opset {graph.opset} has no Where; masked execution needs opset 9")
+    result = graph.copy()
+    dtypes = _Dtypes(elem_types, graph)
+    nodes = []
+    for node in result.nodes:
+        row = MASKS.get(node.op)
+        if row is None or node.inputs[0] not in shapes:
+            nodes.append(node)
+            continue
+        masking = Masking(result, node, shapes, dtypes, factors, removed)
+        row(masking)
+        nodes.extend(masking.before)
+        nodes.extend([] if masking.replaced else [node])
+        nodes.extend(masking.after)
+    result.nodes = nodes
+    return result
+
+
+class _Dtypes(dict[str, np.dtype]):
+    """Look up the numpy type of a value; float32 where nothing is known."""
+
+    def __init__(self, elem_types: Mapping[str, int], graph: Graph) -> None:
+        super().__init__()
+        self._elem_types, self._consts = elem_types, graph.consts
+
+    def __missing__(self, name: str) -> np.dtype:
+        kind = self._consts.elem_type(name) if name in self._consts else self._elem_types.get(name, 1)
+        self[name] = helper.tensor_dtype_to_np_dtype(kind)
+        return self[name]

@@ -1,0 +1,420 @@
+"""How labels pass through each operator: computing operators, as index equations.
+
+A row is a function of a `Step`, or the text of an equation:
+
+    rule("BatchNormalization", "nc*,c,c,c,c->nc*")
+
+One operand per comma, one letter per axis, `*` for all further axes. A letter on two operands means equal labels; a letter
+that is missing on the right is mixed (summed, averaged, normalised over); `*` and `_` are axes that keep their length.
+Operators that only move data are in `layout.py`, indexing ones in `indexing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from prunepass.labels import Factor, Factors, on_axis
+from prunepass.rules.step import Letter, Operand, Refused, Step
+from prunepass.rules.table import Table
+
+DimsRow = Callable[[Step], None]
+DIMS: Table[DimsRow] = Table("dims")
+
+
+def rule(ops: str, row: DimsRow | str) -> DimsRow:
+    """Register how labels pass through operators: a function of a Step, or an index equation as text."""
+    return DIMS(ops, equation(row) if isinstance(row, str) else row)
+
+
+# ---- equations as text -----------------------------------------------------------------------------------------------
+def equation(text: str) -> DimsRow:
+    """Build a row from the text of an index equation."""
+    left, out = text.split("->")
+    terms = left.split(",")
+
+    def row(step: Step) -> None:
+        operands = []
+        for position, term in enumerate(terms):
+            if step.has(position):
+                operand = step.operand(position)
+                operands.append((operand, letters_of(term, len(operand.shape))))
+        step.set(0, step.equate(operands, letters_of(out, len(step.out_shape()))))
+
+    return row
+
+
+def letters_of(term: str, rank: int) -> list[Letter]:
+    """Spell a term for a given rank: `nc*` and 4 give n, c and two pinned axes."""
+    named = [None if x == "_" else x for x in term.replace("*", "")]
+    if "*" not in term:
+        if len(named) != rank:
+            raise Refused(f"expected {len(named)} axes, found {rank}")
+        return list(named)
+    at = term.index("*")
+    return [*named[:at], *[None] * (rank - len(named)), *named[at:]]
+
+
+# ---- element-wise ----------------------------------------------------------------------------------------------------
+def broadcast(step: Step, operands: list[Operand], rank: int, normalised: tuple[int, ...] = ()) -> Factors:
+    """Equate operands under numpy broadcasting to `rank` axes."""
+    letters = list(range(rank))
+    pairs = [(op, letters[rank - len(op.shape) :]) for op in operands]
+    return step.equate(pairs, letters, normalised)
+
+
+def same(step: Step) -> None:
+    """The first input element by element; further inputs are settings."""
+    operand = step.operand(0)
+    factors = operand.factors if not operand.adoptable else step.factors(0)
+    for position in range(len(step.node.outputs)):
+        step.set(position, factors)
+
+
+def elementwise(step: Step) -> None:
+    """All inputs element by element, with broadcasting."""
+    operands = [step.operand(i) for i in range(len(step.node.inputs)) if step.has(i)]
+    if len(operands) == 1 and not operands[0].adoptable:
+        step.set(0, operands[0].factors)
+        return
+    step.set(0, broadcast(step, operands, len(step.out_shape())))
+
+
+rule(
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
+    "IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Celu Shrink Sigmoid Sign Sin Sinh Softplus "
+    "Softsign Sqrt Swish Tan Tanh ThresholdedRelu Cast CastLike Clip Dropout BlackmanWindow",
+    same,
+)
+rule(
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod "
+    "Mul Or Pow PRelu Sub Sum Where Xor",
+    elementwise,
+)
+
+
+# ---- contractions ----------------------------------------------------------------------------------------------------
+@DIMS.row("Gemm")
+def gemm(step: Step) -> None:
+    a = "km" if step.node.attr("transA", 0) else "mk"
+    b = "nk" if step.node.attr("transB", 0) else "kn"
+    operands = [(step.operand(0), list(a)), (step.operand(1), list(b))]
+    if step.has(2):
+        c = step.operand(2)
+        operands.append((c, list("mn")[2 - len(c.shape) :]))
+    step.set(0, step.equate(operands, list("mn")))
+
+
+@DIMS.row("MatMul")
+def matmul(step: Step) -> None:
+    a, b = step.operand(0), step.operand(1)
+    batch = max(len(a.shape), len(b.shape)) - 2
+    ids = list(range(max(batch, 0)))
+    left = ["k"] if len(a.shape) == 1 else [*ids[len(ids) - len(a.shape) + 2 :], "m", "k"]
+    right = ["k"] if len(b.shape) == 1 else [*ids[len(ids) - len(b.shape) + 2 :], "k", "n"]
+    out: list[Letter] = [*ids, *(["m"] if len(a.shape) > 1 else []), *(["n"] if len(b.shape) > 1 else [])]
+    step.set(0, step.equate([(a, left), (b, right)], out))
+
+
+@DIMS.row("Einsum")
+def einsum(step: Step) -> None:
+    text = step.node.attr("equation", "").replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    operands = []
+    for position, term in enumerate(terms):
+        operand = step.operand(position)
+        letters = _einsum_letters(term, len(operand.shape))
+        if len(set(letters)) < len(letters):
+            raise Refused(f"equation {text!r} takes a diagonal")
+        operands.append((operand, letters))
+    rank = len(step.out_shape())
+    if arrow:
+        out = _einsum_letters(right, rank)
+    else:
+        once = sorted(x for x in set(left) - {",", "."} if left.count(x) == 1)
+        out = [*range(len(once) - rank, 0), *once]
+    step.set(0, step.equate(operands, out))
+
+
+def _einsum_letters(term: str, rank: int) -> list[Letter]:
+    if "..." not in term:
+        return list(term)
+    head, tail = term.split("...")
+    dots = rank - len(head) - len(tail)
+    return [*head, *range(-dots, 0), *tail]
+
+
+# ---- convolutions ----------------------------------------------------------------------------------------------------
+@DIMS.row("Conv")
+def conv(step: Step) -> None:
+    if step.node.attr("group", 1) == 1:
+        equation("nc*,oc*,o->no*")(step)
+    else:
+        _grouped_conv(step, transposed=False)
+
+
+@DIMS.row("ConvTranspose")
+def conv_transpose(step: Step) -> None:
+    if step.node.attr("group", 1) == 1:
+        equation("nc*,co*,o->no*")(step)
+    else:
+        _grouped_conv(step, transposed=True)
+
+
+def _grouped_conv(step: Step, transposed: bool) -> None:
+    groups = int(step.node.attr("group", 1))
+    x, w = step.operand(0), step.operand(1)
+    if not (w.adoptable or w.name in step.world.consts):
+        raise Refused("a grouped convolution whose weight is computed")
+    channels = step.shape(0)[1]
+    outs = step.out_shape()[1]
+    rank = len(w.shape)
+    inner = _channel_labels(step, x)
+    key_axis = 0 if not transposed else 1
+    outer: np.ndarray | None = step.labels.fresh((w.name, key_axis), outs)
+    inner, outer, tied = _tie_groups(step, inner, outer, channels // groups, outs // groups, groups)
+    own = _grouped_weight(inner, outer, tied, groups, transposed, rank)
+    if w.name in step.world.states:
+        _relate_all(step, step.world.states[w.name], own)
+    step.world.states[w.name] = own
+    if outer is not None:
+        if not (tied and inner is not None):
+            step.produce(w, key_axis, outer.reshape(groups, -1))
+        if step.has(2):
+            _vector(step, 2, outer)
+    elif step.has(2):
+        step.hold(step.node.inputs[2], "belongs to channels that cannot be removed")
+        step.read.add(2)
+    step.set(0, [] if outer is None else [on_axis(outer, 1, len(step.out_shape()))])
+
+
+def _channel_labels(step: Step, x: Operand) -> np.ndarray | None:
+    """Labels of the channel axis of an activation whose other axes cannot shrink; None where pinned."""
+    fixed = [axis for axis in range(2, len(x.shape))]
+    left = step.labels.pin_axes(x.factors, fixed, f"{step.node.label}: slides over this axis")
+    channel = [f for f in left if f.shape[1] > 1]
+    return channel[0].reshape(-1) if channel else None
+
+
+def _tie_groups(
+    step: Step, inner: np.ndarray | None, outer: np.ndarray | None, ig: int, og: int, groups: int
+) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
+    """Apply the block policy to the input and output channels of a grouped convolution."""
+    labels = step.labels
+    assert outer is not None
+    blocks_out = outer.reshape(groups, og)
+    if inner is None:
+        if og == 1:
+            labels.pin(outer, f"{step.node.label}: one output per group, and the groups are fixed by its input")
+            return None, None, False
+        return None, labels_flat(labels.at_block_site(blocks_out), blocks_out), False
+    blocks_in = inner.reshape(groups, ig)
+    if ig == 1 or og == 1 or labels.policy == "whole":
+        first = labels.unify_along(blocks_in, [1])
+        labels.unify(labels.unify_along(blocks_out, [1]), first)
+        block = first.reshape(-1)
+        return np.repeat(block, ig), np.repeat(block, og), True
+    new_in, new_out = labels.at_block_site(blocks_in), labels.at_block_site(blocks_out)
+    return labels_flat(new_in, blocks_in), labels_flat(new_out, blocks_out), False
+
+
+def labels_flat(factor: Factor | None, like: Factor) -> np.ndarray | None:
+    """Spread a reduced block factor over all channels again."""
+    return None if factor is None else np.broadcast_to(factor, like.shape).reshape(-1)
+
+
+def _grouped_weight(
+    inner: np.ndarray | None, outer: np.ndarray | None, tied: bool, groups: int, transposed: bool, rank: int
+) -> Factors:
+    """Factors of a grouped weight: (O, I/g, ...) for Conv, (I, O/g, ...) for ConvTranspose."""
+    first, second = (inner, outer) if transposed else (outer, inner)
+    factors: list[Factor] = []
+    if first is not None:
+        factors.append(on_axis(first, 0, rank))
+    if second is not None and not tied:
+        blocks = second.reshape(groups, 1, -1)
+        size = (first.size if first is not None else -1) // groups
+        rows = np.repeat(blocks, size, axis=1) if size > 0 else blocks
+        joint = rows.reshape(-1, blocks.shape[-1])
+        factors.append(joint.reshape(joint.shape + (1,) * (rank - 2)))
+    return tuple(factors)
+
+
+def _relate_all(step: Step, before: Factors, after: Factors) -> None:
+    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after)):
+        step.labels.pin_all(before + after, f"{step.node.label}: a shared grouped weight")
+        return
+    for a, b in zip(before, after):
+        step.labels.unify(a, b)
+
+
+def _vector(step: Step, position: int, labels: np.ndarray) -> None:
+    """Give a per-channel constant the labels of its channels."""
+    operand = step.operand(position)
+    step.equate([(_virtual(labels), ["c"]), (operand, ["c"])], ["c"])
+
+
+def _virtual(labels: np.ndarray) -> Operand:
+    return Operand("", (labels.size,), (labels,), tracked=frozenset([0]))
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------------------
+rule("BatchNormalization", "nc*,c,c,c,c->nc*")
+
+
+@DIMS.row("InstanceNormalization")
+def instance_norm(step: Step) -> None:
+    x = step.operand(0)
+    letters: list[Letter] = list(range(len(x.shape)))
+    operands = [(x, letters)] + [(step.operand(i), letters[1:2]) for i in (1, 2)]
+    step.set(0, step.equate(operands, letters, letters[2:]))
+
+
+@DIMS.row("LayerNormalization RMSNormalization SimplifiedLayerNormalization")
+def layer_norm(step: Step) -> None:
+    rank = len(step.shape(0))
+    axis = step.node.attr("axis", -1) % rank
+    operands = [step.operand(i) for i in range(len(step.node.inputs)) if step.has(i)]
+    step.set(0, broadcast(step, operands, rank, tuple(range(axis, rank))))
+    for position in (1, 2):
+        step.set(position, [])
+
+
+@DIMS.row("MeanVarianceNormalization LpNormalization Softmax LogSoftmax")
+def normalise(step: Step) -> None:
+    x = step.operand(0)
+    rank = len(x.shape)
+    if "axes" in step.node.attrs or step.node.op == "MeanVarianceNormalization":
+        axes = [a % rank for a in step.node.attr("axes", [0, 2, 3])]
+    elif step.opset < 13 and step.node.op in ("Softmax", "LogSoftmax"):
+        axes = list(range(step.node.attr("axis", 1) % rank, rank))
+    else:
+        axes = [step.node.attr("axis", -1) % rank]
+    letters: list[Letter] = list(range(rank))
+    step.set(0, step.equate([(x, letters)], letters, axes))
+
+
+@DIMS.row("GroupNormalization")
+def group_norm(step: Step) -> None:
+    x = step.operand(0)
+    groups = int(step.node.attr("num_groups", 1))
+    channels = _channel_labels(step, x)
+    if channels is None:
+        return step.set(0, [])
+    blocks = channels.reshape(groups, -1)
+    left = step.labels.at_block_site(blocks) if groups > 1 and blocks.shape[1] > 1 else blocks
+    flat = labels_flat(left, blocks)
+    for position in (1, 2):
+        if flat is not None and step.shape(position)[0] == flat.size:
+            _vector(step, position, flat)
+        elif flat is not None and step.labels.policy == "whole":
+            _vector(step, position, flat.reshape(groups, -1)[:, 0])
+        else:
+            step.hold(step.node.inputs[position], "one entry per group, and groups stay")
+            step.read.add(position)
+    step.set(0, [] if flat is None else [on_axis(flat, 1, len(x.shape))])
+
+
+def along_fixed(step: Step, axes: list[int], reason: str) -> None:
+    """Pass factors through; `axes` keep their length."""
+    factors = step.labels.pin_axes(step.factors(0), axes, f"{step.node.label}: {reason}")
+    rank = len(step.shape(0))
+    for position, name in enumerate(step.node.outputs):
+        if name and len(step.out_shape(position)) == rank:
+            step.set(position, factors)
+
+
+@DIMS.row("LRN")
+def lrn(step: Step) -> None:
+    along_fixed(step, [1], "normalises over neighbouring channels")
+
+
+@DIMS.row("Hardmax TopK CumSum")
+def ordered(step: Step) -> None:
+    """The order of the indices along one axis matters: that axis stays."""
+    rank = len(step.shape(0))
+    axis = step.node.attr("axis", -1)
+    if step.node.op == "CumSum":
+        known = step.ints(1)
+        if known is None:
+            raise Refused("the axis is computed at run time")
+        axis = known[0]
+    axes = [axis % rank]
+    if step.node.op == "Hardmax" and step.opset < 13:
+        axes = list(range(step.node.attr("axis", 1) % rank, rank))
+    along_fixed(step, axes, "the position along this axis matters")
+
+
+@DIMS.row("Trilu")
+def trilu(step: Step) -> None:
+    rank = len(step.shape(0))
+    along_fixed(step, [rank - 2, rank - 1], "cuts a triangle")
+
+
+# ---- pools and reductions --------------------------------------------------------------------------------------------
+@DIMS.row("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool")
+def pool(step: Step) -> None:
+    rank = len(step.shape(0))
+    factors = step.labels.pin_axes(step.factors(0), range(2, rank), f"{step.node.label}: slides over this axis")
+    step.set(0, factors)
+    step.set(1, [])
+
+
+def reduce_axes(step: Step) -> list[int]:
+    """Axes that a Reduce operator removes."""
+    rank = len(step.shape(0))
+    given = step.ints(1, "axes")
+    if given is None and step.has(1):
+        raise Refused("the reduced axes are computed at run time")
+    if not given:
+        return [] if step.node.attr("noop_with_empty_axes", 0) else list(range(rank))
+    return [a % rank for a in given]
+
+
+@DIMS.row(
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+)
+def reduction(step: Step) -> None:
+    x = step.operand(0)
+    axes = reduce_axes(step)
+    letters: list[Letter] = list(range(len(x.shape)))
+    keep = step.node.attr("keepdims", 1)
+    out = [("gone", a) if a in axes else a for a in letters] if keep else [a for a in letters if a not in axes]
+    step.set(0, step.equate([(x, letters)], out))
+
+
+@DIMS.row("ArgMax ArgMin")
+def argument(step: Step) -> None:
+    rank = len(step.shape(0))
+    axis = step.node.attr("axis", 0) % rank
+    left = step.labels.pin_axes(step.factors(0), [axis], f"{step.node.label}: the position along this axis matters")
+    if not step.node.attr("keepdims", 1):
+        left = tuple(f.reshape(f.shape[:axis] + f.shape[axis + 1 :]) for f in left)
+    step.set(0, left)
+
+
+# ---- operators that read no labels -----------------------------------------------------------------------------------
+def untracked(step: Step) -> None:
+    """Reads sizes only, or makes something new: the result has no labels, and the inputs are not touched."""
+    step.read.update(range(len(step.node.inputs)))
+    for position in range(len(step.node.outputs)):
+        step.set(position, [])
+
+
+rule("Shape Size Constant Range RandomNormal RandomUniform", untracked)
+
+
+@DIMS.row("ConstantOfShape")
+def constant_of_shape(step: Step) -> None:
+    """A fill has no indices of its own: it takes the labels of whatever it meets."""
+    step.world.soft.add(step.node.outputs[0])
+
+
+@DIMS.row("SequenceConstruct SequenceEmpty SequenceInsert SequenceLength SequenceErase ConcatFromSequence")
+def sequence(step: Step) -> None:
+    raise Refused("sequences are not followed")
+
+
+__all__ = ["DIMS", "DimsRow", "along_fixed", "broadcast", "equation", "letters_of", "reduce_axes", "rule"]

@@ -1,0 +1,258 @@
+"""How labels pass through operators that only move data: the operator is executed on the factors with numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from prunepass.labels import Factor, Factors, collapse, lift, on_axis, spans
+from prunepass.rules.dims import DIMS, along_fixed
+from prunepass.rules.step import Operand, Refused, Step
+
+Segment = tuple[range, range]
+
+
+# ---- reshape ---------------------------------------------------------------------------------------------------------
+def segments(before: Sequence[int], after: Sequence[int]) -> list[Segment]:
+    """Split two shapes of equal size into the shortest runs of axes with equal products."""
+    found: list[Segment] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        i0, j0 = i, j
+        a = b = 1
+        if i < len(before):
+            a, i = before[i], i + 1
+        if j < len(after):
+            b, j = after[j], j + 1
+        while a != b:
+            if a < b:
+                a, i = a * before[i], i + 1
+            else:
+                b, j = b * after[j], j + 1
+        found.append((range(i0, i), range(j0, j)))
+    return found
+
+
+def reshape_factor(step: Step, factor: Factor, before: Sequence[int], after: Sequence[int]) -> Factor | None:
+    """Reshape a factor as its tensor is reshaped."""
+    axes = set(spans(factor))
+    wide, target = [1] * len(before), [1] * len(after)
+    for ins, outs in segments(before, after):
+        if axes & set(ins):
+            for axis in ins:
+                wide[axis] = before[axis]
+            for axis in outs:
+                target[axis] = after[axis]
+    full = factor if tuple(wide) == factor.shape else np.broadcast_to(factor, wide)
+    return step.labels.tidy(full.reshape(target), f"{step.node.label}: one index covers the whole tensor")
+
+
+@DIMS.row("Reshape Flatten Squeeze Unsqueeze")
+def reshape(step: Step) -> None:
+    before, after = step.shape(0), step.out_shape(0)
+    factors = step.factors(0)
+    if math.prod(before) != math.prod(after) or 0 in before:
+        raise Refused(f"cannot follow {before} -> {after}")
+    step.set(0, [reshape_factor(step, f, before, after) for f in factors])
+
+
+@DIMS.row("Transpose")
+def transpose(step: Step) -> None:
+    rank = len(step.shape(0))
+    perm = step.node.attr("perm") or list(range(rank))[::-1]
+    step.set(0, [step.labels.transpose(f, perm) for f in step.factors(0)])
+
+
+def _through(step: Step, moves: Iterable[tuple[str, Sequence[int]]]) -> None:
+    """Apply reshapes and transposes in turn to the factors of the first input."""
+    result: list[Factor | None] = []
+    moves = list(moves)
+    for factor in step.factors(0):
+        current: Factor | None = factor
+        shape: Sequence[int] = step.shape(0)
+        for kind, argument in moves:
+            if kind == "reshape":
+                current = None if current is None else reshape_factor(step, current, shape, argument)
+                shape = argument
+            else:
+                current = None if current is None else step.labels.transpose(current, argument)
+                shape = [shape[a] for a in argument]
+        result.append(current)
+    step.set(0, result)
+
+
+@DIMS.row("DepthToSpace")
+def depth_to_space(step: Step) -> None:
+    n, c, h, w = step.shape(0)
+    b = int(step.node.attr("blocksize"))
+    out = (n, c // (b * b), h * b, w * b)
+    if step.node.attr("mode", "DCR") == "DCR":
+        split, perm = (n, b, b, c // (b * b), h, w), (0, 3, 4, 1, 5, 2)
+    else:
+        split, perm = (n, c // (b * b), b, b, h, w), (0, 1, 4, 2, 5, 3)
+    _through(step, [("reshape", split), ("transpose", perm), ("reshape", out)])
+    _fix_space(step)
+
+
+@DIMS.row("SpaceToDepth")
+def space_to_depth(step: Step) -> None:
+    n, c, h, w = step.shape(0)
+    b = int(step.node.attr("blocksize"))
+    split, perm = (n, c, h // b, b, w // b, b), (0, 3, 5, 1, 2, 4)
+    _through(step, [("reshape", split), ("transpose", perm), ("reshape", (n, c * b * b, h // b, w // b))])
+    _fix_space(step)
+
+
+def _fix_space(step: Step) -> None:
+    """The operator computes height and width from its block size: they stay."""
+    name = step.node.outputs[0]
+    left = step.labels.pin_axes(step.world.states[name], (2, 3), f"{step.node.label}: the block size is fixed")
+    step.world.states[name] = left
+
+
+# ---- concatenate and split -------------------------------------------------------------------------------------------
+@DIMS.row("Concat")
+def concat(step: Step) -> None:
+    rank = len(step.out_shape())
+    axis = step.node.attr("axis", 0) % rank
+    operands = [step.operand(i) for i in range(len(step.node.inputs)) if step.has(i)]
+    parts: list[Factor | None] = []
+    pairs = []
+    letters = [None if a == axis else a for a in range(rank)]
+    for operand in operands:
+        part, others = _part(step, operand, axis)
+        parts.append(part)
+        pairs.append((Operand(operand.name, operand.shape, others, operand.adoptable, False, operand.tracked), letters))
+    rest = step.equate(pairs, letters)
+    for operand, part in zip(operands, parts):
+        if operand.adoptable and part is not None:
+            step.world.states[operand.name] += (part,)
+    joined = _join(parts, [op.shape[axis] for op in operands], axis)
+    left = None if joined is None else step.labels.tidy(joined)
+    step.set(0, [*rest, left])
+
+
+def _part(step: Step, operand: Operand, axis: int) -> tuple[Factor | None, Factors]:
+    """Split an operand's factors into the one that spans the joined axis and the others."""
+    if operand.adoptable:
+        own = step.fresh_factors(operand.name, [axis]) if operand.name in step.world.consts else ()
+        return (own[0] if own else None), ()
+    mine = [f for f in operand.factors if f.shape[axis] > 1]
+    others = tuple(f for f in operand.factors if f.shape[axis] == 1)
+    return (mine[0] if mine else None), others
+
+
+def _join(parts: Sequence[Factor | None], sizes: Sequence[int], axis: int) -> Factor | None:
+    """Concatenate factors; parts without one are pinned."""
+    known = [p for p in parts if p is not None]
+    if not known:
+        return None
+    shape = list(np.broadcast_shapes(*[collapse(p, [axis]).shape for p in known]))
+    pieces = []
+    for part, size in zip(parts, sizes):
+        shape[axis] = size
+        pieces.append(np.broadcast_to(np.zeros(1, np.int32) if part is None else part, shape))
+    return np.concatenate(pieces, axis)
+
+
+def take(step: Step, factor: Factor, axis: int, indices: np.ndarray) -> Factor | None:
+    """Keep some indices of one axis."""
+    if factor.shape[axis] == 1:
+        return factor
+    result = factor.take(indices, axis=axis)
+    if result.size > 1 or len(spans(factor)) > 1:
+        return step.labels.tidy(result)
+    step.labels.pin(result, f"{step.node.label}: the only index left")
+    return None
+
+
+def window(step: Step, factor: Factor, axis: int, start: int, stop: int) -> Factor | None:
+    """Keep a range of one axis; on the inner axis of a joint factor every block must lose alike before it, too."""
+    axes = spans(factor)
+    if factor.shape[axis] > 1 and len(axes) > 1 and axis == axes[-1] and start > 0:
+        step.labels.blocks.append(factor.take(np.arange(start), axis=axis))
+    return take(step, factor, axis, np.arange(start, stop))
+
+
+def split_sizes(step: Step) -> list[int]:
+    """Sizes of the parts that Split makes."""
+    axis = step.node.attr("axis", 0) % len(step.shape(0))
+    return [step.out_shape(k)[axis] for k in range(len(step.node.outputs))]
+
+
+@DIMS.row("Split")
+def split(step: Step) -> None:
+    axis = step.node.attr("axis", 0) % len(step.shape(0))
+    factors, start = step.factors(0), 0
+    for position, size in enumerate(split_sizes(step)):
+        step.set(position, [window(step, f, axis, start, start + size) for f in factors])
+        start += size
+
+
+# ---- repeat and pad --------------------------------------------------------------------------------------------------
+@DIMS.row("Expand")
+def expand(step: Step) -> None:
+    before, after = step.shape(0), step.out_shape(0)
+    if math.prod(before) == 1 and math.prod(after) > 1:
+        step.factors(0)
+        step.world.soft.add(step.node.outputs[0])
+        return
+    step.set(0, [lift(f, len(after)) for f in step.factors(0)])
+
+
+@DIMS.row("Tile")
+def tile(step: Step) -> None:
+    before, after = step.shape(0), step.out_shape(0)
+    result = []
+    for factor in step.factors(0):
+        repeats = [after[a] // before[a] if factor.shape[a] > 1 else 1 for a in range(len(before))]
+        result.append(np.tile(factor, repeats))
+    step.set(0, result)
+
+
+def pad_amounts(step: Step) -> dict[int, tuple[int, int]]:
+    """Padding before and after each padded axis."""
+    rank = len(step.shape(0))
+    pads = step.ints(1, "pads")
+    if pads is None:
+        pads = step.ints(1, "paddings")
+    if pads is None:
+        before, after = step.shape(0), step.out_shape(0)
+        return {a: (-1, -1) for a in range(rank) if before[a] != after[a]}
+    axes = step.ints(3) if step.has(3) else None
+    chosen = [a % rank for a in axes] if axes is not None else list(range(rank))
+    half = len(pads) // 2
+    return {a: (pads[i], pads[half + i]) for i, a in enumerate(chosen) if pads[i] or pads[half + i]}
+
+
+@DIMS.row("Pad")
+def pad(step: Step) -> None:
+    amounts = pad_amounts(step)
+    rank = len(step.shape(0))
+    extend = step.node.attr("mode", "constant") == "constant"
+    result = []
+    for factor in step.factors(0):
+        axes = spans(factor)
+        hit = [a for a in axes if a in amounts]
+        if len(axes) == 1 and hit and extend and min(amounts[hit[0]]) >= 0:
+            result.append(_padded(step, factor, hit[0], *amounts[hit[0]], rank))
+        else:
+            result.extend(step.labels.pin_axes((factor,), hit, f"{step.node.label}: pads this axis"))
+    step.set(0, result)
+
+
+def _padded(step: Step, factor: Factor, axis: int, before: int, after: int, rank: int) -> Factor:
+    """Padding with a constant makes new indices, which may go like any other."""
+    name = step.node.outputs[0]
+    head, tail = step.labels.fresh((name, "head"), before), step.labels.fresh((name, "tail"), after)
+    return on_axis(np.concatenate([head, factor.reshape(-1), tail]), axis, rank)
+
+
+@DIMS.row("Resize Upsample")
+def resize(step: Step) -> None:
+    before, after = step.shape(0), step.out_shape(0)
+    changed = [a for a in range(len(before)) if before[a] != after[a]]
+    spatial = sorted({*changed, *range(2, len(before))})
+    along_fixed(step, spatial, "interpolates along this axis")

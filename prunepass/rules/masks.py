@@ -1,0 +1,276 @@
+"""The ephemeral form of each operator: every tensor stays whole, removed indices are taken out where they are mixed.
+
+A row rewrites one node of a copy of the graph: zeros into contractions and sums, the kept count into means, minus
+infinity into maxima and Softmax, masked statistics into normalisations. Operators that mix no index along an axis that
+can shrink need no row. This is an execution of the plan that shares nothing with slicing: no tensor, no size and no
+attribute changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prunepass.graph import Graph, Node
+from prunepass.labels import Factors, spans
+from prunepass.rules.table import Table
+
+MASKS: Table[Callable[["Masking"], None]] = Table("masks")
+_LOWEST = {"float16": -65504.0, "float32": -3.0e38, "float64": -1.0e300, "bfloat16": -3.0e38}
+
+
+@dataclass
+class Masking:
+    """One node of the ephemeral graph under construction."""
+
+    graph: Graph
+    node: Node
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype]
+    factors: Mapping[str, Factors]
+    removed: np.ndarray
+    before: list[Node] = field(default_factory=list)
+    after: list[Node] = field(default_factory=list)
+    replaced: bool = False
+
+    # ---- what is removed -----------------------------------------------------------------------------------------
+    def mask(self, position: int, axes: Iterable[int]) -> np.ndarray | None:
+        """Which elements of an input stay, by the factors that span one of `axes`; None where all of them do."""
+        chosen = set(axes)
+        found: np.ndarray | None = None
+        for factor in self.factors.get(self.node.inputs[position], ()):
+            if chosen & set(spans(factor)) and self.removed[factor].any():
+                kept = ~self.removed[factor]
+                found = kept if found is None else found & kept
+        return found
+
+    def rank(self, position: int = 0) -> int:
+        """Number of axes of an input."""
+        return len(self.shapes[self.node.inputs[position]])
+
+    def dtype(self, position: int = 0) -> np.dtype:
+        """Element type of an input."""
+        return self.dtypes[self.node.inputs[position]]
+
+    # ---- building ------------------------------------------------------------------------------------------------
+    def constant(self, value: np.ndarray, hint: str = "mask") -> str:
+        """Add a constant and return its name."""
+        name = self.graph.fresh_name(f"{self.node.outputs[0]}_{hint}")
+        self.graph.consts[name] = value
+        return name
+
+    def add(self, op: str, inputs: Sequence[str], **attrs: object) -> str:
+        """Put a node in front of this one and return its result."""
+        out = self.graph.fresh_name(f"{self.node.outputs[0]}_{op.lower()}")
+        self.before.append(Node.make(op, inputs, [out], name=out, **attrs))
+        return out
+
+    def number(self, value: float, position: int = 0) -> str:
+        """Add a scalar of the type of an input."""
+        return self.constant(np.array(value, self.dtype(position)), "number")
+
+    def where(self, name: str, mask: np.ndarray, fill: float, position: int = 0) -> str:
+        """Replace what is removed by a constant."""
+        return self.add("Where", [self.constant(mask), name, self.number(fill, position)])
+
+    def fill(self, position: int, axes: Iterable[int], value: float) -> np.ndarray | None:
+        """Replace what is removed along `axes` of an input by a constant; return the mask used."""
+        mask = self.mask(position, axes)
+        if mask is not None:
+            self.node.inputs[position] = self.where(self.node.inputs[position], mask, value, position)
+        return mask
+
+    def total(self, name: str, axes: Sequence[int]) -> str:
+        """Sum over axes, keeping them."""
+        if self.graph.opset < 13:
+            return self.add("ReduceSum", [name], axes=list(axes), keepdims=1)
+        return self.add("ReduceSum", [name, self.constant(np.array(axes, np.int64), "axes")], keepdims=1)
+
+    def become(self, name: str) -> None:
+        """Put a value that was computed in front of the node in the place of its result."""
+        self.replaced = True
+        self.before.append(Node.make("Identity", [name], [self.node.outputs[0]], name=self.node.name))
+
+    def standardise(self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, centre: bool = True) -> str:
+        """Subtract the mean and divide by the standard deviation of what is kept along `axes`."""
+        shape = self.shapes[self.node.inputs[0]] if mask.ndim == self.rank() else mask.shape
+        return self.standardise_shape(name, mask, axes, epsilon, shape, centre)
+
+    def standardise_shape(
+        self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, shape: Sequence[int], centre: bool = True
+    ) -> str:
+        """Standardise a value whose shape is given."""
+        count = self.number(math.prod(shape[a] for a in axes) * kept_share(mask, axes))
+        x = self.where(name, mask, 0.0)
+        if centre:
+            mean = self.add("Div", [self.total(x, axes), count])
+            x = self.where(self.add("Sub", [x, mean]), mask, 0.0)
+        variance = self.add("Div", [self.total(self.add("Mul", [x, x]), axes), count])
+        deviation = self.add("Sqrt", [self.add("Add", [variance, self.number(epsilon)])])
+        return self.add("Div", [x, deviation])
+
+
+def kept_share(mask: np.ndarray, axes: Sequence[int]) -> float:
+    """Fraction of the indices along `axes` that stay, in the blocks that keep anything."""
+    chosen = tuple(a for a in axes if mask.shape[a] > 1)
+    counts = mask.sum(axis=chosen)
+    return float(counts.max()) / math.prod(mask.shape[a] for a in chosen)
+
+
+def lowest(m: Masking) -> float:
+    """Stand-in for minus infinity."""
+    return _LOWEST.get(m.dtype().name, -3.0e38)
+
+
+# ---- contractions ----------------------------------------------------------------------------------------------------
+@MASKS.row("Conv ConvTranspose")
+def conv(m: Masking) -> None:
+    m.fill(0, [1], 0.0)
+
+
+@MASKS.row("Gemm")
+def gemm(m: Masking) -> None:
+    m.fill(0, [0 if m.node.attr("transA", 0) else 1], 0.0)
+
+
+@MASKS.row("MatMul")
+def matmul(m: Masking) -> None:
+    if m.fill(0, [m.rank(0) - 1], 0.0) is None:
+        m.fill(1, [max(m.rank(1) - 2, 0)], 0.0)
+
+
+@MASKS.row("Einsum")
+def einsum(m: Masking) -> None:
+    left, arrow, right = m.node.attr("equation", "").replace(" ", "").partition("->")
+    if not arrow:
+        right = "".join(x for x in left if left.count(x) == 1 and x.isalpha())
+    done: set[str] = set()
+    for position, term in enumerate(left.split(",")):
+        head, _, tail = term.partition("...")
+        shift = m.rank(position) - len(head) - len(tail)
+        place = {x: i for i, x in enumerate(head)} | {x: len(head) + shift + i for i, x in enumerate(tail)}
+        mixed = {x: axis for x, axis in place.items() if x not in right and x not in done}
+        if m.fill(position, mixed.values(), 0.0) is not None:
+            done.update(mixed)
+
+
+# ---- reductions ------------------------------------------------------------------------------------------------------
+def _reduced(m: Masking) -> list[int]:
+    given = m.node.attr("axes")
+    if given is None and len(m.node.inputs) > 1 and m.node.inputs[1]:
+        given = m.graph.consts[m.node.inputs[1]].reshape(-1).tolist()
+    if not given:
+        return [] if m.node.attr("noop_with_empty_axes", 0) else list(range(m.rank()))
+    return [a % m.rank() for a in given]
+
+
+@MASKS.row("ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum")
+def reduce_zero(m: Masking) -> None:
+    m.fill(0, _reduced(m), 0.0)
+
+
+@MASKS.row("ReduceMax ReduceLogSumExp")
+def reduce_lowest(m: Masking) -> None:
+    m.fill(0, _reduced(m), lowest(m))
+
+
+@MASKS.row("ReduceMin")
+def reduce_highest(m: Masking) -> None:
+    m.fill(0, _reduced(m), -lowest(m))
+
+
+@MASKS.row("ReduceProd")
+def reduce_one(m: Masking) -> None:
+    m.fill(0, _reduced(m), 1.0)
+
+
+@MASKS.row("ReduceMean")
+def reduce_mean(m: Masking) -> None:
+    axes = _reduced(m)
+    mask = m.fill(0, axes, 0.0)
+    if mask is not None:
+        scale_output(m, 1.0 / kept_share(mask, axes))
+
+
+def scale_output(m: Masking, factor: float) -> None:
+    """Multiply the result of the node by a number."""
+    public = m.node.outputs[0]
+    m.node.outputs[0] = m.graph.fresh_name(f"{public}_unscaled")
+    m.after.append(Node.make("Mul", [m.node.outputs[0], m.number(factor)], [public], name=public))
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------------------
+@MASKS.row("Softmax LogSoftmax")
+def softmax(m: Masking) -> None:
+    old = m.graph.opset < 13
+    axis = m.node.attr("axis", 1 if old else -1) % m.rank()
+    m.fill(0, range(axis, m.rank()) if old else [axis], lowest(m))
+
+
+@MASKS.row("LayerNormalization RMSNormalization SimplifiedLayerNormalization")
+def layer_norm(m: Masking) -> None:
+    axes = list(range(m.node.attr("axis", -1) % m.rank(), m.rank()))
+    mask = m.mask(0, axes)
+    if mask is None:
+        return
+    centre = m.node.op == "LayerNormalization"
+    result = m.standardise(m.node.inputs[0], mask, axes, m.node.attr("epsilon", 1e-5), centre)
+    result = m.add("Mul", [result, m.node.inputs[1]])
+    if len(m.node.inputs) > 2 and m.node.inputs[2]:
+        result = m.add("Add", [result, m.node.inputs[2]])
+    m.become(result)
+
+
+@MASKS.row("InstanceNormalization")
+def instance_norm(m: Masking) -> None:
+    axes = list(range(2, m.rank()))
+    mask = m.mask(0, axes)
+    if mask is not None:
+        result = m.standardise(m.node.inputs[0], mask, axes, m.node.attr("epsilon", 1e-5))
+        m.become(_per_channel(m, result))
+
+
+def _per_channel(m: Masking, name: str) -> str:
+    """Apply scale and bias, one entry per channel."""
+    shape = m.constant(np.array([1, -1] + [1] * (m.rank() - 2), np.int64), "shape")
+    for op, position in (("Mul", 1), ("Add", 2)):
+        name = m.add(op, [name, m.add("Reshape", [m.node.inputs[position], shape])])
+    return name
+
+
+@MASKS.row("GroupNormalization")
+def group_norm(m: Masking) -> None:
+    mask = m.mask(0, [1])
+    groups, shape = int(m.node.attr("num_groups")), m.shapes[m.node.inputs[0]]
+    if mask is None:
+        return
+    split = [shape[0], groups, shape[1] // groups, *shape[2:]]
+    axes = list(range(2, len(split)))
+    target = m.constant(np.array([0, groups, split[2], *shape[2:]], np.int64), "split")
+    x = m.add("Reshape", [m.node.inputs[0], target])
+    blocks = mask.reshape([1, groups, split[2]] + [1] * (len(split) - 3))
+    x = m.standardise_shape(x, blocks, axes, m.node.attr("epsilon", 1e-5), split)
+    x = m.add("Reshape", [x, m.add("Shape", [m.node.inputs[0]])])
+    if m.shapes[m.node.inputs[1]][0] == shape[1]:
+        return m.become(_per_channel(m, x))
+    repeat = np.repeat(np.arange(groups), split[2]).astype(np.int64)
+    index = m.constant(repeat, "index")
+    for position in (1, 2):
+        m.node.inputs[position] = m.add("Gather", [m.node.inputs[position], index])
+    m.become(_per_channel(m, x))
+
+
+@MASKS.row("MeanVarianceNormalization")
+def mean_variance(m: Masking) -> None:
+    axes = [a % m.rank() for a in m.node.attr("axes", [0, 2, 3])]
+    mask = m.mask(0, axes)
+    if mask is not None:
+        m.become(m.standardise(m.node.inputs[0], mask, axes, 1e-9))
+
+
+@MASKS.row("LpNormalization")
+def lp_norm(m: Masking) -> None:
+    m.fill(0, [m.node.attr("axis", -1) % m.rank()], 0.0)

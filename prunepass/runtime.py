@@ -1,0 +1,267 @@
+"""Run models in onnxruntime: sessions with taps, one-line errors, seeded random operators."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnx
+
+from prunepass import wire
+from prunepass.errors import ModelError, PruneError, UnsupportedError
+from prunepass.feeds import Feeds, check_data, load_data, random_inputs, split_data
+from prunepass.graph import Graph, Node, domain_name, subgraphs_of, walk_nodes
+
+__all__ = [
+    "Feeds",
+    "Session",
+    "check_data",
+    "has_operator",
+    "load_data",
+    "random_inputs",
+    "run",
+    "seed_random_nodes",
+    "session",
+    "split_data",
+]
+
+Model: TypeAlias = "Graph | onnx.ModelProto | bytes | str | os.PathLike[str]"
+Optimise: TypeAlias = Literal["all", "basic", "off"]
+_LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "off": "ORT_DISABLE_ALL"}
+_TOO_NEW = ("under development", "Unsupported model IR version")
+_HINTS = (  # part of onnxruntime's message, what to do, whether the model is valid all the same
+    ("No Op registered", "export without custom operators, or upgrade onnxruntime", True),
+    ("No opset import for domain", "export without custom operators", True),
+    ("is not a registered function/op", "export without custom operators", True),
+    ("NOT_IMPLEMENTED", "there is no CPU kernel for these types; export in float32, or upgrade onnxruntime", True),
+    *((part, "this onnxruntime is too old for the model; upgrade it", True) for part in _TOO_NEW),
+    ("Type Error", "the model is not valid; export it again", False),
+    ("ShapeInferenceError", "the model is not valid; export it again", False),
+    ("INVALID_GRAPH", "the model is not valid; export it again", False),
+)
+_RANDOM_OPS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+
+
+class Session:
+    """Run one model in onnxruntime; made by `session`."""
+
+    def __init__(self, inner: Any, outputs: Mapping[str, str], folder: Any = None) -> None:
+        self._inner = inner
+        self._outputs = dict(outputs)  # public name -> name in the session
+        self._folder = folder  # of the weights of a large model, kept while the session lives
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names to feed."""
+        return tuple(i.name for i in self._inner.get_inputs())
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what a run returns: graph outputs, then taps."""
+        return tuple(self._outputs)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the model once.
+
+        Raises: ModelError, UnsupportedError with the first line of onnxruntime's message.
+        """
+        try:
+            values = self._inner.run(list(self._outputs.values()), dict(feeds))
+        except _ort_errors() as error:
+            shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
+            hint = "give other sizes with --shape, or data with --data"
+            raise _translated(error, f"onnxruntime fails to run the model on {shapes}", hint) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+
+def session(
+    model: Model, *, optimise: Optimise = "all", threads: int | None = None, taps: Iterable[str] = ()
+) -> Session:
+    """Start onnxruntime on a model, CPU only, silent; `taps` are values to return besides the graph outputs.
+
+    Taps stand behind an Identity, since a value that is itself an output can be fused away.
+
+    Raises: ModelError, UnsupportedError with the first line of onnxruntime's message and what to do.
+    """
+    names: dict[str, str] = {}
+    source, folder = model, None
+    taps = tuple(taps)
+    if taps or isinstance(model, (Graph, onnx.ModelProto)):
+        model, names = _tapped(_as_graph(model), taps)
+        source, folder = _written(model)
+    options = _options(optimise, threads)
+    try:
+        inner = _start(source, options)
+    except _ort_errors() as error:
+        inner = _start_older(model, options, error)
+    own = {o.name: o.name for o in inner.get_outputs() if o.name not in names.values()}
+    return Session(inner, {**own, **names}, folder)
+
+
+def run(session: Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run a session once; returns its outputs and taps by name."""
+    return session.run(feeds)
+
+
+def _as_graph(model: Model) -> Graph:
+    from prunepass.files import load  # it needs has_operator
+
+    return Graph(model) if isinstance(model, onnx.ModelProto) else load(model)
+
+
+def _tapped(graph: Graph, taps: tuple[str, ...]) -> tuple[Graph, dict[str, str]]:
+    """Add an output behind an Identity for each tap; returns the output of each."""
+    if not taps:
+        return graph, {}
+    graph = graph.copy()
+    known = {*graph.input_names, *graph.consts, *graph.producers()}
+    names = {}
+    for tap in taps:
+        if tap not in known:
+            raise ModelError(f"there is no value {tap!r} to tap; give the name of an activation or a constant")
+        if tap not in graph.output_names:
+            names[tap] = graph.fresh_name(f"{tap}__tap")
+            graph.nodes.append(Node.make("Identity", [tap], [names[tap]], names[tap]))
+            graph.outputs.append(onnx.ValueInfoProto(name=names[tap]))
+    return graph, names
+
+
+def _written(graph: Graph) -> tuple[Any, Any]:
+    """Return what onnxruntime takes: bytes, or the path of a file in the returned temporary folder."""
+    from prunepass.files import EMBEDDED_LIMIT, save
+
+    pieces = wire.encode(graph)
+    if sum(map(len, pieces)) <= EMBEDDED_LIMIT:
+        return b"".join(pieces), None
+    folder = tempfile.TemporaryDirectory(prefix="prunepass-")
+    path = Path(folder.name) / "model.onnx"
+    save(graph, path)
+    return path, folder
+
+
+def _options(optimise: Optimise, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[optimise])
+    options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn CPU time
+    return options
+
+
+def _start(source: Any, options: Any) -> Any:
+    import onnxruntime
+
+    data = source if isinstance(source, bytes) else os.fspath(source)
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _start_older(model: Model, options: Any, error: Exception) -> Any:
+    """Try a model that is only too new under the newest opset that onnxruntime has, where that means the same."""
+    if any(part in str(error) for part in _TOO_NEW):
+        older = _for_runtime_opset(_as_graph(model))
+        if older is not None:
+            try:
+                return _start(older, options)
+            except _ort_errors() as second:
+                error = second
+    raise _translated(error, "onnxruntime refuses the model", "check it with onnx.checker") from error
+
+
+def _for_runtime_opset(graph: Graph) -> bytes | None:
+    """Encode a graph under an older opset; None where an operator changed in between."""
+    newest = max((since for (_, domain), since in _runtime_operators().items() if domain == ""), default=0)
+    ops = {n.op for n in graph.nodes} | {
+        n.op_type for node in graph.nodes for b in node.subgraphs for n in walk_nodes(b)
+    }
+    known = [op for op in ops if onnx.defs.has(op, graph.opset)]
+    if newest == 0 or any(onnx.defs.get_schema(op, graph.opset).since_version > newest for op in known):
+        return None
+    model = graph.to_proto()
+    for entry in model.opset_import:
+        if domain_name(entry.domain) == "":
+            entry.version = min(entry.version, newest)
+    oldest_ir = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    model.ir_version = min(model.ir_version, oldest_ir)
+    return bytes(model.SerializeToString())
+
+
+@functools.cache
+def _runtime_operators() -> dict[tuple[str, str], int]:
+    """Map (operator, domain) to the version of its newest schema in onnxruntime; empty where it cannot be asked."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found: dict[tuple[str, str], int] = {}
+    for schema in getattr(state, "get_all_operator_schema", list)():
+        key = (schema.name, domain_name(schema.domain))
+        found[key] = max(found.get(key, 0), schema.since_version)
+    return found
+
+
+def has_operator(op_type: str, domain: str) -> bool:
+    """Tell whether onnxruntime knows an operator; true where it cannot be asked, since a session will tell."""
+    operators = _runtime_operators()
+    return not operators or (op_type, domain) in operators
+
+
+@functools.cache
+def _ort_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its exceptions have no common base."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError)
+
+
+def _translated(error: Exception, what: str, hint: str) -> PruneError:
+    """Turn an exception of onnxruntime into one line: what failed, its first line, what to do."""
+    text = str(error)
+    kind: type[PruneError] = ModelError
+    for part, advice, valid in _HINTS:
+        if part in text:
+            hint, kind = advice, UnsupportedError if valid else ModelError
+            break
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.strip()).partition("\n")[0]
+    line = re.sub(r"/\S+\.\w+:\d+ .*?\) (?=[A-Z])", "", line)  # where in its sources
+    return kind(f"{what}: {line[:300].strip().rstrip('.')}; {hint}")
+
+
+def seed_random_nodes(graph: Graph, seed: int = 0) -> Graph:
+    """Return a copy in which every operator that draws random numbers draws the same ones in every session.
+
+    The seed depends on the name of the value, so that two versions of a model draw alike. One session goes on drawing
+    from run to run; compare runs of the same number.
+    """
+    twin = graph.copy()
+    for at, node in enumerate(twin.nodes):
+        if node.op in _RANDOM_OPS:
+            node.set_attr("seed", _seed(node.outputs[0], seed))
+        elif node.subgraphs:
+            proto = onnx.NodeProto()
+            proto.CopyFrom(node.to_proto())
+            for attribute in proto.attribute:
+                for body in subgraphs_of(attribute):
+                    _seed_body(body, seed)
+            twin.nodes[at] = Node(proto)
+    return twin
+
+
+def _seed_body(body: onnx.GraphProto, seed: int) -> None:
+    for node in walk_nodes(body):
+        if node.op_type in _RANDOM_OPS and domain_name(node.domain) == "":
+            kept = [a for a in node.attribute if a.name != "seed"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("seed", _seed(node.output[0], seed))])
+
+
+def _seed(name: str, seed: int) -> float:
+    return float(zlib.crc32(f"{seed}:{name}".encode()) % 2**20)

@@ -1,0 +1,182 @@
+"""Choose which units go: rank what can be removed in aligned steps, and take a prefix of the ranking.
+
+A group can shrink to certain sizes only: at least one unit per row, every row alike, a multiple of `align` channels.
+Going from one such size to the next is an *event*; its key is the mean score of the units that it removes. Sorted events
+form a ladder of nested plans. A ratio takes the prefix that removes that share of all units, a budget the shortest prefix
+that meets it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunepass.coupling import Coupling, Group
+from prunepass.graph import Graph
+from prunepass.labels import spans
+
+_LOOK_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Event:
+    """Shrink one group from one allowed size to the next.
+
+    Shapes
+        units: ids of the units that go.
+    """
+
+    group: int
+    key: float
+    units: np.ndarray
+
+
+def unit_floor(units: int, align: int) -> int:
+    """Return the multiple that the kept channels of an axis have: `align`, less for narrow axes.
+
+    Below 16 channels for the default of 8 (in general below twice `align`): the largest power of two up to a quarter.
+    """
+    if units >= 2 * align:
+        return align
+    return max(1, min(align, 1 << max(0, int(math.log2(max(units, 1))) - 2)))
+
+
+def allowed_losses(rows: int, size: int, most: int, align: int) -> list[int]:
+    """Return how many units a row may lose, ascending, without 0."""
+    step = unit_floor(rows * size, align)
+    fits = (k for k in range(1, most + 1) if (rows * (size - k)) % step == 0)
+    return list(fits)
+
+
+def protected_units(coupling: Coupling, scores: np.ndarray) -> np.ndarray:
+    """Mark one unit, the best, of every axis that could otherwise lose all its indices while its group lives on."""
+    group_of = np.zeros(coupling.n_units, np.int64)
+    row_size: dict[int, int] = {}
+    for number, group in enumerate(coupling.groups, 1):
+        group_of[group.units] = number
+        row_size[number] = group.units.size
+    marked = np.zeros(coupling.n_units, bool)
+    seen: set[int] = set()
+    for factors in coupling.factors.values():
+        for factor in factors:
+            if id(factor) in seen or len(spans(factor)) != 1:
+                continue
+            seen.add(id(factor))
+            units = np.unique(factor)
+            if units[0] == 0:
+                continue
+            numbers, counts = np.unique(group_of[units], return_counts=True)
+            if not any(count == row_size.get(int(n), -1) for n, count in zip(numbers, counts)):
+                marked[units[int(np.argmax(scores[units]))]] = True
+    return marked
+
+
+def kept_by_name(graph: Graph, coupling: Coupling, patterns: Sequence[str]) -> np.ndarray:
+    """Mark the units on values, or on outputs of nodes, whose name matches one of the regular expressions."""
+    marked = np.zeros(coupling.n_units, bool)
+    compiled = [re.compile(p) for p in patterns]
+    names = {n for n in coupling.factors if any(p.search(n) for p in compiled)}
+    for node in graph.nodes:
+        if node.name and any(p.search(node.name) for p in compiled):
+            names.update(node.outputs)
+            names.update(n for n in node.inputs if n in graph.consts)
+    for name in names:
+        for factor in coupling.factors.get(name, ()):
+            marked[factor] = True
+    marked[0] = False
+    return marked
+
+
+def ladder(
+    groups: Sequence[Group], scores: np.ndarray, frozen: np.ndarray, align: int, max_ratio: float = 1.0
+) -> list[list[Event]]:
+    """Return the events of each group, in the order in which they must happen."""
+    return [_group_events(i, g, scores, frozen, align, max_ratio) for i, g in enumerate(groups)]
+
+
+def _group_events(
+    number: int, group: Group, scores: np.ndarray, frozen: np.ndarray, align: int, max_ratio: float
+) -> list[Event]:
+    rows, size = group.units.shape
+    held = frozen[group.units]
+    value = np.where(held, np.inf, scores[group.units])
+    order = np.argsort(value, axis=1, kind="stable")
+    ranked = np.take_along_axis(group.units, order, axis=1)
+    keys = np.take_along_axis(value, order, axis=1).mean(axis=0)
+    most = min(size - 1, size - int(held.sum(axis=1).max()), int(math.floor(max_ratio * size + 1e-9)))
+    events, before, least = [], 0, -np.inf
+    for loss in allowed_losses(rows, size, most, align):
+        least = max(least, float(keys[before:loss].mean()))
+        events.append(Event(number, least, ranked[:, before:loss].reshape(-1)))
+        before = loss
+    return events
+
+
+def ranking(events: Sequence[Sequence[Event]]) -> list[Event]:
+    """Merge the events of several groups into one order; events of one group stay in theirs."""
+    flat = [event for own in events for event in own]
+    return sorted(flat, key=lambda event: event.key)
+
+
+def take_share(order: Sequence[Event], share: float, total: int) -> list[Event]:
+    """Return the prefix that removes as near as possible to a share of `total` units."""
+    target, taken, chosen = share * total, 0, []
+    for event in order:
+        if taken + event.units.size - target > target - taken:
+            break
+        taken += event.units.size
+        chosen.append(event)
+    return chosen
+
+
+def take_budget(
+    order: Sequence[Event], fits: Callable[[Sequence[Event]], bool], cost: Callable[[Sequence[Event]], float]
+) -> list[Event] | None:
+    """Return the shortest prefix within a budget, trimmed: later, smaller events in the place of the last one where that
+    stays nearer to the budget. None where even the whole order does not fit.
+    """
+    low, high = 0, len(order)
+    if not fits(order[:high]):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(order[:middle]) else (middle + 1, high)
+    best = list(order[:high])
+    if high == 0:
+        return best
+    base, last = list(order[: high - 1]), order[high - 1]
+    best_cost = cost(best)
+    blocked = {last.group}
+    for event in order[high : high + _LOOK_AHEAD]:
+        if event.group in blocked:
+            continue
+        blocked.add(event.group)
+        trial = [*base, event]
+        if fits(trial) and cost(trial) > best_cost:
+            best, best_cost = trial, cost(trial)
+    return best
+
+
+def removed_by(events: Sequence[Event], n_units: int) -> np.ndarray:
+    """Return a boolean array of all units, True for those that the events remove."""
+    removed = np.zeros(n_units, bool)
+    for event in events:
+        removed[event.units] = True
+    return removed
+
+
+def isomorphic_classes(groups: Sequence[Group]) -> Mapping[str, list[int]]:
+    """Sort groups into classes of equal structure.
+
+    Source
+        Fang et al. 2024, Isomorphic Pruning for Vision Models, section 3. Here structure means the shapes and axes of all
+        constants on which a group sits.
+    """
+    found: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        found.setdefault(group.signature, []).append(i)
+    return found

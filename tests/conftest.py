@@ -1,0 +1,41 @@
+"""Share the networks of `fixtures/` with every test.
+
+`fixtures` is not installed, and the folder above the tests must not be on the path: there, the source tree would hide
+an installed prunepass. So the package is loaded from its place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load_package(name: str, folder: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_load_package("fixtures", ROOT / "fixtures")
+
+from fixtures import DIGITS, GRAPHS, load_graph  # noqa: E402
+from fixtures import digits as load_digits  # noqa: E402
+
+__all__ = ["DIGITS", "GRAPHS", "ROOT", "load_digits", "load_graph"]
+
+
+@pytest.fixture(scope="session")
+def digits() -> dict[str, np.ndarray]:
+    """Give the digits data: image, labels, calibration, calibration_labels."""
+    return load_digits()
