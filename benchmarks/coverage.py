@@ -103,8 +103,9 @@ def prune_one(job: Job, say: Say) -> dict[str, Any]:
         return row | {"status": "invalid", "reason": "a tensor has an axis of length 0"}
     say("check")
     status, reason = _independent_check(model, pruned, feeds, say)
-    if status == "valid-only" and row["certificate"] in ("certified", "passed", "ok"):
-        status, reason = "certified", ""
+    if status == "valid-only" and not reason:
+        certified = row["certificate"] == "passed"
+        status, reason = ("certified", "") if certified else (status, f"the certificate says '{row['certificate']}'")
     return row | {"status": status, "reason": reason}
 
 
@@ -134,10 +135,8 @@ def _timed_prune(model: Any, feeds: dict[str, Any], options: dict[str, Any]) -> 
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error)
-    return (
-        f"{'' if len(text.splitlines()) <= 1 else '(several lines) '}{type(error).__name__}: {' '.join(text.split())}"
-    )
+    note = "(several lines) " if len(str(error).splitlines()) > 1 else ""
+    return f"{note}{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _where(error: BaseException) -> str:
@@ -179,7 +178,7 @@ def _independent_check(model: Any, pruned: Any, feeds: dict[str, Any], say: Say)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises classes of its own, one per status code
         return "valid-only", f"the original does not run: {check.first_line(error)}"
     wrong = check.mismatch(model, dense, outputs)
-    return ("mismatch", wrong) if wrong else ("valid-only", "no certificate")
+    return ("mismatch", wrong) if wrong else ("valid-only", "")
 
 
 def finish(entry: Entry, outcome: Outcome) -> tuple[Row, str]:

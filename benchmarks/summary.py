@@ -33,7 +33,7 @@ def print_summary(rows: Sequence[Row], total: int, wall_s: float, macs: float | 
     """Print the tables of one run.
 
     Units
-        kept: medians over the valid graphs. goal: share of all graphs of the family that keep at most so much of their
+        untouched: valid graphs that keep over 99.5% of their parameters. kept: medians over the valid graphs. goal: share of all graphs of the family that keep at most so much of their
         parameters. CPU s: median and largest, `prunepass.prune` alone.
     """
     lines = [_family_line(name, [r for r in rows if r.family == name]) for name in FAMILIES]
@@ -57,11 +57,13 @@ def _family_line(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
     goal = DEPTH_GOALS.get(name)
     reached = [r for r in valid if goal is not None and r.params_kept is not None and r.params_kept <= goal]
     seconds = [r.seconds for r in rows if r.seconds is not None]
+    untouched = sum(r.params_kept is not None and r.params_kept > 0.995 for r in valid)
     return (
         name,
         str(len(rows)),
         share(len(valid), len(rows)),
         share(len(certified), len(rows)),
+        str(untouched),
         *(_median(getattr(r, column) for r in valid) for column in ("params_kept", "body_kept", "macs_kept")),
         f"{share(len(reached), len(rows))} <= {goal}" if goal is not None else "",
         _median(seconds, 2),

@@ -20,7 +20,7 @@ from prunepass.cost import CostModel
 from prunepass.errors import PipelineError
 from prunepass.files import save
 from prunepass.graph import Graph
-from prunepass.manager import Context, Cut, Facts, Pipeline, Progress, Timing
+from prunepass.manager import Context, Facts, Pipeline, Progress, Timing
 from prunepass.options import format_value
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def prune(
         source that may stay, 0 < share <= 1. align: kept channels per tensor are a multiple of it.
 
     Reads
-        model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names that stay
-        whole. shapes: by input name, for dynamic axes. data: arrays by input name, used to verify. pipeline: passes to
-        run instead of the default ones; criterion, scope, align and the amounts are then its own options.
+        model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
+        that stay whole. shapes: by input name, for dynamic axes. data: arrays by input name, used to verify. pipeline:
+        passes to run instead of the default ones; criterion, scope, align and the amounts are then its own options.
 
     Writes
         output: the pruned model, if a path is given. Nothing is written when anything fails.
@@ -165,6 +165,7 @@ def apply(
     facts = job.facts
     with facts.timed("apply"):
         apply_plan(facts, found, ephemeral)
+    facts.invalidate()
     result = job.finish(verify, {"plan": str(paths[0]) if paths else None, "ephemeral": ephemeral})
     if output is not None:
         result.save(output, force=force)

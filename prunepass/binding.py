@@ -24,7 +24,7 @@ class Profile(NamedTuple):
     sequence: int
 
 
-PROFILES = (Profile(224, 64, 8), Profile(64, 32, 64), Profile(512, 128, 1024), Profile(224, 64, 16000))
+PROFILES = (Profile(224, 64, 8), Profile(64, 32, 64), Profile(512, 128, 512), Profile(224, 64, 16000))
 """Tried in this order until no operator finds its operand too small."""
 LARGEST_BATCH = 8
 """Data with more samples than this is a data set."""
@@ -32,6 +32,8 @@ LARGEST_BATCH = 8
 _BATCH = re.compile(r"^(n|b|bs|bsz)$|batch")
 _SEQUENCE = re.compile(r"seq|len|tok|time|frame|sample|src|tgt|past|total|ctx|^(l|t|s)$")
 _PLANE = re.compile(r"height|width|^[hw]$")
+_STATE = re.compile(r"state|hidden|^[hc]\d*$")
+"""Inputs that carry the state of a recurrent network: their unnamed axes are batches."""
 
 
 class Binding(NamedTuple):
@@ -84,7 +86,8 @@ def declared(info: onnx.ValueInfoProto) -> list[int | str] | None:
     if not info.type.tensor_type.HasField("shape"):
         return None
     dims = info.type.tensor_type.shape.dim
-    return [d.dim_value if d.dim_value > 0 else d.dim_param or f"{info.name}[{i}]" for i, d in enumerate(dims)]
+    names = [d.dim_param if re.search(r"\w", d.dim_param) else f"{info.name}[{i}]" for i, d in enumerate(dims)]
+    return [d.dim_value if d.dim_value > 0 else name for d, name in zip(dims, names)]
 
 
 def _is_data_set(graph: Graph, data: Mapping[str, Shape]) -> bool:
@@ -117,10 +120,11 @@ def _size(dim: int | str, axis: int, dims: list[int | str], sizes: Mapping[str, 
     parts = [int(p) if p.isdigit() else sizes.get(p) for p in re.split(r"\s*\+\s*", dim)]
     if len(parts) > 1 and None not in parts:
         return sum(part for part in parts if part is not None)
-    name, rank = dim.lower(), len(dims)
+    owner, bracket, _ = dim.lower().rpartition("[")
+    name, rank = "" if bracket else dim.lower(), len(dims)
     if _PLANE.search(name):
         return profile.image
-    if _BATCH.search(name) or (axis == 0 and not _SEQUENCE.search(name)):
+    if _BATCH.search(name) or _STATE.search(owner) or (axis == 0 and not _SEQUENCE.search(name)):
         return 1
     if rank not in (4, 5) or _SEQUENCE.search(name):
         return profile.sequence

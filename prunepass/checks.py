@@ -90,6 +90,11 @@ def check_graph(graph: Graph) -> None:
     for node in graph.nodes:
         for body in node.subgraphs:
             _check_body(body, node.label)
+    try:
+        onnx.checker.check_model(graph.skeleton())
+    except (onnx.checker.ValidationError, ValueError) as error:
+        line = " ".join(str(error).split("==>")[0].split())
+        raise ModelError(f"the model is not valid: {line[:300]}; export it again") from error
 
 
 def _check_zero_sizes(graph: Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ class Domains:
         if op in ("Sqrt", "Log"):
             return replace(self.of(node.outputs[0]), below=None, positive=True)
         if op in _SAME and position in (_SAME[op] or (position,)):
-            return _ANY.both(*map(self.of, node.outputs[:1]))
+            return functools.reduce(Domain.both, map(self.of, node.outputs), _ANY)
         if op in ("Add", "Sub", "Mul", "Equal") and len(node.inputs) == 2:
             return self._of_arithmetic(node, position)
         return _ANY

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import helper
 
-from prunepass.errors import UnsupportedError
 from prunepass.graph import Graph
 from prunepass.labels import Factors
 from prunepass.rules.masks import MASKS, Masking
@@ -20,13 +19,7 @@ def mask_graph(
     factors: Mapping[str, Factors],
     removed: np.ndarray,
 ) -> Graph:
-    """Return a copy of the graph that computes, with whole tensors, what the sliced graph computes.
-
-    Raises
-        UnsupportedError: a mask needs an operator that the model's opset does not have.
-    """
-    if graph.opset < 9:
-        raise UnsupportedError(f"opset {graph.opset} has no Where; masked execution needs opset 9")
+    """Return a copy of the graph that computes, with whole tensors, what the sliced graph computes."""
     result = graph.copy()
     dtypes = _Dtypes(elem_types, graph)
     nodes = []

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
-from prunepass import wire
+from prunepass import feeds, wire
 from prunepass.errors import ModelError, PipelineError
 from prunepass.files import load
 from prunepass.graph import Graph
@@ -80,29 +79,15 @@ def read_data(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_data(graph: Graph, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return one array per model input, in its element type; other arrays are left out.
+    """Return one array per model input, in its element type; other arrays, such as labels, are left out.
 
     Raises
-        ModelError: an input has no array, or its type or rank does not fit.
+        ModelError: an input has no array, or its type or shape does not fit.
     """
-    missing = [info.name for info in graph.inputs if info.name not in data]
-    if missing:
-        raise ModelError(f"the data has no array for the input '{missing[0]}', only for: {', '.join(sorted(data))}")
     unused = [name for name in data if name not in graph.input_names]
     if unused:
         log.info("data: no input is called %s; not used", ", ".join(unused))
-    return {info.name: _fit(info, np.asarray(data[info.name])) for info in graph.inputs}
-
-
-def _fit(info: onnx.ValueInfoProto, array: np.ndarray) -> np.ndarray:
-    tensor = info.type.tensor_type
-    wanted = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    if not np.can_cast(array.dtype, wanted, casting="same_kind"):
-        raise ModelError(f"the array of input '{info.name}' has type {array.dtype}, the model needs {wanted}")
-    rank = len(tensor.shape.dim)
-    if tensor.HasField("shape") and array.ndim != rank:
-        raise ModelError(f"the array of input '{info.name}' has {array.ndim} axes, the model needs {rank}")
-    return array.astype(wanted, copy=False)
+    return feeds.check_data({name: data[name] for name in data if name not in unused}, graph)
 
 
 def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

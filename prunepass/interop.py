@@ -13,7 +13,6 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from prunepass.errors import ModelError
 from prunepass.graph import Graph
 
-
 SurgeonGraph: TypeAlias = gs.Graph
 
 

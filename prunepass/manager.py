@@ -89,7 +89,8 @@ class Facts:
     """Answer what the analyses know about one graph: computed on demand, kept until a rewrite invalidates it.
 
     source: the graph as it was at the start. plan: what select decided, for the pass that carries it out, which then
-    clears it; last_plan stays. cuts: what was carried out. first: the first fact that each analysis gave. timing: one entry per run of a pass or analysis.
+    clears it; last_plan stays. cuts: what was carried out. first: the first fact that each analysis gave. timing: one
+    entry per run of a pass or analysis.
     """
 
     def __init__(self, graph: Graph, context: Context | None = None) -> None:
@@ -136,7 +137,7 @@ class Facts:
         self._running.append(analysis)
         try:
             with self.timed(analysis.name):
-                return analysis.run(self.graph, self)
+                return analysis.run(self.graph.copy(), self)  # what a fact works out later must not see a changed graph
         finally:
             self._running.pop()
 

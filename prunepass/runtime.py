@@ -17,7 +17,7 @@ import onnx
 from prunepass import wire
 from prunepass.errors import ModelError, PruneError, UnsupportedError
 from prunepass.feeds import Feeds, check_data, load_data, random_inputs, split_data
-from prunepass.graph import Graph, Node, domain_name, subgraphs_of, walk_nodes
+from prunepass.graph import Graph, Node, domain_name, op_key, subgraphs_of, walk_nodes
 
 __all__ = [
     "Feeds",
@@ -35,6 +35,11 @@ __all__ = [
 Model: TypeAlias = "Graph | onnx.ModelProto | bytes | str | os.PathLike[str]"
 Optimise: TypeAlias = Literal["all", "basic", "off"]
 _LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "off": "ORT_DISABLE_ALL"}
+_TAPPED_LEVELS: dict[Optimise, tuple[Optimise, ...]] = {
+    "all": ("basic", "off"),
+    "basic": ("basic", "off"),
+    "off": ("off",),
+}
 _TOO_NEW = ("under development", "Unsupported model IR version")
 _HINTS = (  # part of onnxruntime's message, what to do, whether the model is valid all the same
     ("No Op registered", "export without custom operators, or upgrade onnxruntime", True),
@@ -86,7 +91,7 @@ def session(
 ) -> Session:
     """Start onnxruntime on a model, CPU only, silent; `taps` are values to return besides the graph outputs.
 
-    Taps stand behind an Identity, since a value that is itself an output can be fused away.
+    Taps stand behind an Identity, and lower the level: optimisations fuse tapped values away, basic ones sometimes.
 
     Raises: ModelError, UnsupportedError with the first line of onnxruntime's message and what to do.
     """
@@ -96,11 +101,15 @@ def session(
     if taps or isinstance(model, (Graph, onnx.ModelProto)):
         model, names = _tapped(_as_graph(model), taps)
         source, folder = _written(model)
-    options = _options(optimise, threads)
-    try:
-        inner = _start(source, options)
-    except _ort_errors() as error:
-        inner = _start_older(model, options, error)
+    for level in _TAPPED_LEVELS[optimise] if taps else (optimise,):
+        options = _options(level, threads)
+        try:
+            inner = _start(source, options)
+            break
+        except _ort_errors() as error:
+            failed = error
+    else:
+        inner = _start_older(model, options, failed)
     own = {o.name: o.name for o in inner.get_outputs() if o.name not in names.values()}
     return Session(inner, {**own, **names}, folder)
 
@@ -167,50 +176,54 @@ def _start(source: Any, options: Any) -> Any:
 
 def _start_older(model: Model, options: Any, error: Exception) -> Any:
     """Try a model that is only too new under the newest opset that onnxruntime has, where that means the same."""
-    if any(part in str(error) for part in _TOO_NEW):
-        older = _for_runtime_opset(_as_graph(model))
-        if older is not None:
-            try:
-                return _start(older, options)
-            except _ort_errors() as second:
-                error = second
+    for _ in range(2):  # the IR version is refused first, then the opset
+        older = _for_older_runtime(model, str(error))
+        if older is None:
+            break
+        try:
+            return _start(older, options)
+        except _ort_errors() as next_error:
+            error = next_error
     raise _translated(error, "onnxruntime refuses the model", "check it with onnx.checker") from error
 
 
-def _for_runtime_opset(graph: Graph) -> bytes | None:
-    """Encode a graph under an older opset; None where an operator changed in between."""
-    newest = max((since for (_, domain), since in _runtime_operators().items() if domain == ""), default=0)
-    ops = {n.op for n in graph.nodes} | {
-        n.op_type for node in graph.nodes for b in node.subgraphs for n in walk_nodes(b)
-    }
-    known = [op for op in ops if onnx.defs.has(op, graph.opset)]
-    if newest == 0 or any(onnx.defs.get_schema(op, graph.opset).since_version > newest for op in known):
+def _for_older_runtime(model: Model, refusal: str) -> bytes | None:
+    """Encode a model under the newest opset that a refusal names; None where an operator changed after it."""
+    opset, ir = (re.search(pattern, refusal) for pattern in (r"till opset (\d+)", r"max supported IR version: (\d+)"))
+    if not (opset or ir):
         return None
-    model = graph.to_proto()
-    for entry in model.opset_import:
+    graph = _as_graph(model)
+    newest = int(opset[1]) if opset else graph.opset
+    while ir and newest > 1 and _oldest_ir(newest) > int(ir[1]):
+        newest -= 1
+    inner = (n for node in graph.nodes for body in node.subgraphs for n in walk_nodes(body))
+    ops = {node.op for node in graph.nodes} | {op_key(n.op_type, n.domain) for n in inner}
+    known = [onnx.defs.get_schema(op, graph.opset) for op in ops if onnx.defs.has(op, graph.opset)]
+    if any(schema.since_version > newest for schema in known):
+        return None
+    proto = graph.to_proto()
+    for entry in proto.opset_import:
         if domain_name(entry.domain) == "":
             entry.version = min(entry.version, newest)
-    oldest_ir = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
-    model.ir_version = min(model.ir_version, oldest_ir)
-    return bytes(model.SerializeToString())
+    proto.ir_version = min(proto.ir_version, _oldest_ir(newest))
+    return bytes(proto.SerializeToString())
+
+
+def _oldest_ir(opset: int) -> int:
+    return int(onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)], ignore_unknown=True))
 
 
 @functools.cache
-def _runtime_operators() -> dict[tuple[str, str], int]:
-    """Map (operator, domain) to the version of its newest schema in onnxruntime; empty where it cannot be asked."""
+def _runtime_operators() -> frozenset[tuple[str, str]]:
+    """Operators and domains that onnxruntime has; empty where it cannot be asked."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    found: dict[tuple[str, str], int] = {}
-    for schema in getattr(state, "get_all_operator_schema", list)():
-        key = (schema.name, domain_name(schema.domain))
-        found[key] = max(found.get(key, 0), schema.since_version)
-    return found
+    return frozenset((s.name, domain_name(s.domain)) for s in getattr(state, "get_all_operator_schema", list)())
 
 
 def has_operator(op_type: str, domain: str) -> bool:
     """Tell whether onnxruntime knows an operator; true where it cannot be asked, since a session will tell."""
-    operators = _runtime_operators()
-    return not operators or (op_type, domain) in operators
+    return not _runtime_operators() or (op_type, domain) in _runtime_operators()
 
 
 @functools.cache

@@ -45,6 +45,8 @@ ROWS = [
     ("Einsum", {"equation": "bij,bjk->bik"}, [(4, 2, 3), (4, 3, 5)], [(4, 2, 5)], 120),
     ("Einsum", {"equation": "...ij, jk -> ...ik"}, [(4, 2, 3), (3, 5)], [(4, 2, 5)], 120),
     ("Einsum", {"equation": "i...,...->i..."}, [(2, 1, 5), (4, 5)], [(2, 4, 5)], 40),
+    ("Einsum", {"equation": "...ij,...jk->...ik"}, [(4, 2, 3), (1, 3, 5)], [(4, 2, 5)], 120),
+    ("Einsum", {"equation": "i...,...->i..."}, [(2, 3, 5), (5,)], [(2, 3, 5)], 30),
     ("Einsum", {"equation": "ii,ij,jk"}, [(2, 2), (2, 3), (3, 5)], [(5,)], 30),
     ("Einsum", {"equation": "ij->ji"}, [(2, 3)], [(3, 2)], 0),
     ("LSTM", {}, [(7, 2, 5), (1, 12, 5), (1, 12, 3)], [(7, 1, 2, 3)], 7 * 2 * 12 * 8),
@@ -61,6 +63,13 @@ ROWS = [
     ),
     (MS + "MultiHeadAttention", {}, [(2, 5, 32), (2, 6, 32), (2, 6, 12)], [(2, 5, 12)], 2 * 5 * 6 * 44),
     (MS + "MultiHeadAttention", {}, [(2, 5, 32), (2, 4, 6, 8), (2, 4, 6, 3)], [(2, 5, 12)], 2 * 5 * 6 * 44),
+    (
+        MS + "MultiHeadAttention",
+        {},
+        [(2, 5, 32), (2, 6, 32), (2, 6, 12), None, None, None, (2, 4, 9, 8)],
+        [(2, 5, 12)],
+        2 * 5 * 15 * 44,
+    ),
     (MS + "MultiHeadAttention", {}, [(2, 5, 4, 3, 8)], [(2, 5, 32)], 2 * 5 * 5 * 64),
     (MS + "GroupQueryAttention", {}, [(2, 5, 32), (2, 5, 8), (2, 5, 8)], [(2, 5, 32)], 2 * 5 * 5 * 64),
     (MS + "GroupQueryAttention", {}, [(2, 1, 48), None, None, (2, 1, 9, 8)], [(2, 1, 32)], 2 * 10 * 64),
@@ -278,8 +287,16 @@ def test_small_elements_take_their_share_of_a_byte():
     costs = CostModel(graph, {}, {"w": (line(1, 5, 1, 2),)})
     removed = np.zeros(6, bool)
     removed[[1, 2]] = True
+    assert costs.total.bytes == CostModel(graph, {}, {}).total.bytes
     assert costs.total.bytes - costs.predict(removed).bytes == 8 - 5
     assert costs.total.params == costs.predict(removed).params == 0
+
+
+def test_empty_constants_cost_nothing():
+    graph = model([helper.make_node("Identity", ["w"], ["y"])], {"w": floats(0, 4)}, {}, {"y": [0, 4]})
+    costs = CostModel(graph, {}, {"w": (line(1, 4, 1, 2),)})
+    assert costs.predict(np.arange(5) > 2) == costs.total
+    assert costs.total.params == 0
 
 
 def test_unknown_shapes_are_named():

@@ -17,7 +17,7 @@ from prunepass.criteria.base import CRITERIA
 from prunepass.criteria.geometric import distance_sums
 from prunepass.criteria.weights import marginal
 from prunepass.errors import ModelError, PipelineError
-from prunepass.graph import Graph
+from prunepass.graph import Graph, Node
 from prunepass.manager import build
 
 W1 = [[3, 4], [1, 0], [0, -2]]  # units 1, 2, 3 are rows
@@ -134,6 +134,8 @@ def test_a_unit_with_several_entries_in_a_site_gets_their_sum():
     assert raw("l1", view) == [7, 3 + 11]
     assert raw("linf", view) == [4, 6]
     assert raw("l2", view) == [25, 5 + 61]
+    falling = weights(node, {"w": [[5, 6], [3, 4], [1, 2]]}, {"w": view.coupling.factors["w"]}, {}, [[1, 2]])
+    assert raw("linf", falling) == [4, 6]
     blocks = {"w": (np.array([[1, 2], [2, 1], [0, 2]]),)}
     view = weights(node, {"w": [[1, 2], [3, 4], [5, 6]]}, blocks, {"w": (1,)}, [[1, 2]])
     assert raw("l1", view) == [1 + 4, 2 + 3 + 6]
@@ -226,6 +228,45 @@ def test_lookahead_over_three_layers():
     assert raw("lookahead", view) == [*first, *second]
 
 
+def test_lookahead_gain_of_the_layer_before_and_pinned_inputs():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("BatchNormalization", ["a", "gamma", "beta", "mean", "var"], ["b"], epsilon=1.0),
+        helper.make_node("Conv", ["b", "v"], ["y"]),
+    ]
+    consts = {
+        "w": np.array([[3, 4], [9, 9], [1, 0]], np.float32).reshape(3, 2, 1, 1),
+        "v": np.array([[1, 2, 3], [4, 5, 6]], np.float32).reshape(2, 3, 1, 1),
+        **{"gamma": [5, 9, 2], "beta": [9, 9, 9], "mean": [8, 8, 8], "var": [3, 9, 0]},
+    }
+    ids = np.array([1, 0, 2])  # the second channel stays
+    factors = {n: (ids,) for n in ("gamma", "beta", "mean", "var")}
+    factors |= {"w": (ids.reshape(3, 1, 1, 1),), "v": (line(3, 2, 0, 4), ids.reshape(1, 3, 1, 1))}
+    view = weights(nodes, consts, factors, {"w": (0,), "v": (0,)}, [[1, 2], [3, 4]])
+    first, last = 25 * 25 / 4, 1 * 4 / 1
+    assert raw("lookahead", view)[2:] == pytest.approx([first + 4 + 9 * last, 16 * first + 25 + 36 * last])
+
+
+def test_lookahead_takes_no_gain_from_a_side_branch():
+    view = batch_normed()
+    side = Graph(view.graph.to_proto())
+    side.nodes.append(Node.make("Relu", ["a"], ["r"]))
+    assert raw("lookahead", Weights(side, view.coupling)) == [25 * 1, 1 * 4]
+
+
+def test_a_group_with_few_gains_is_scored_alike_throughout():
+    view = batch_normed()
+    view.coupling.factors["gamma"] = (np.array([1, 0]),)
+    assert raw("bn-scale", Weights(view.graph, view.coupling)) == [5, 1]
+
+
+def test_the_mean_is_over_the_sites_of_each_unit():
+    nodes = [helper.make_node("Gemm", ["x", "w1"], ["h"]), helper.make_node("Gemm", ["h", "w2"], ["y"])]
+    consts = {"w1": [[1, 2], [3, 4]], "w2": [[5, 6], [7, 8]]}
+    view = weights(nodes, consts, {"w1": (line(1, 2, 1, 2),), "w2": (np.array([[1], [0]]),)}, {"w1": (1,)}, [[1, 2]])
+    assert raw("l1", view) == [(4 + 11) / 2, 6]
+
+
 def test_fpgm_ranks_the_replaceable_filter_last():
     filters = np.array([[0, 0], [1, 0], [0.1, 0], [-1, 0]], np.float32)
     node = [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)]
@@ -235,9 +276,10 @@ def test_fpgm_ranks_the_replaceable_filter_last():
 
 def test_fpgm_compares_what_a_unit_has_in_all():
     node = [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)]
-    consts = {"w": [[3, 0], [0, 0], [0, 4], [0, 0]]}
+    consts = {"w": [[3, 0], [1, 1], [0, 4], [2, 2]]}
     view = weights(node, consts, {"w": (np.array([1, 2, 1, 2])[:, None],)}, {"w": (0,)}, [[1, 2]])
-    assert raw("fpgm", view) == pytest.approx([5, 5])
+    assert raw("fpgm", view) == pytest.approx([13**0.5] * 2)  # (3, 0, 0, 4) and (1, 1, 2, 2)
+    consts = {"w": [[3, 0], [0, 0], [0, 4], [0, 0]]}
     view = weights(node, consts, {"w": (np.array([1, 2, 1, 1])[:, None],)}, {"w": (0,)}, [[1, 2]])
     single = [3 + 5 + 3, 3 + 4 + 0, 5 + 4 + 4, 3 + 0 + 4]
     assert raw("fpgm", view) == pytest.approx([single[0] + single[2] + single[3], single[1]])
@@ -245,8 +287,11 @@ def test_fpgm_compares_what_a_unit_has_in_all():
 
 def test_distance_sums_in_blocks_and_far_from_zero():
     rows = np.random.default_rng(0).standard_normal((1500, 6)).astype(np.float32) + 100
-    exact = np.array([np.sqrt(((rows.astype(float) - row) ** 2).sum(axis=1)).sum() for row in rows[:50]])
-    assert distance_sums(rows)[:50] == pytest.approx(exact, rel=1e-5)
+    some = [0, 1, 255, 256, 700, 1498, 1499]
+    exact = [np.sqrt(((rows.astype(float) - rows[i]) ** 2).sum(axis=1)).sum() for i in some]
+    assert distance_sums(rows)[some] == pytest.approx(exact, rel=1e-5)
+    twice = np.full((300, 4), 1e4, np.float32) + np.arange(300)[:, None] % 2
+    assert distance_sums(twice) == pytest.approx(np.full(300, 150 * 2), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
@@ -297,7 +342,7 @@ def test_scores_do_not_change_the_weights():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("l3", "unknown criterion 'l3'; did you mean 'l"),
+        ("lampe", "unknown criterion 'lampe'; did you mean 'lamp'"),
         ("", "unknown criterion ''"),
         ("random{seed=x}", "'x'"),
         ("random{sed=3}", "no option 'sed'; did you mean 'seed'"),

@@ -92,8 +92,8 @@ def public_things(path: Path) -> Iterator[tuple[str, str | None]]:
 def _public(body: list[ast.stmt], where: str) -> Iterator[tuple[str, str | None]]:
     for node in body:
         if isinstance(node, Documented) and not node.name.startswith("_"):
-            is_row = any(".row(" in ast.unparse(d) for d in node.decorator_list)  # the operator says what it is
-            if not is_row:
+            decorators = " ".join(ast.unparse(d) for d in node.decorator_list)
+            if ".row(" not in decorators and ".setter" not in decorators:  # the operator says what a row is
                 yield f"{where}: {node.name}", ast.get_docstring(node)
             if isinstance(node, ast.ClassDef):
                 yield from _public(node.body, f"{where}: {node.name}")

@@ -9,10 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 import onnx
-import onnxruntime
-from onnx import TensorProto, TypeProto, helper
+from onnx import TypeProto
 
+from prunepass import runtime
 from prunepass.binding import Binding, Shape, bindings, cut
+from prunepass.errors import PruneError
+from prunepass.feeds import random_inputs
 from prunepass.graph import Graph, Node
 from prunepass.inference import Scope, infer, tensor_type
 from prunepass.manager import Analysis, Context, Facts
@@ -51,26 +53,21 @@ def observe(graph: Graph, inputs: Mapping[str, Shape], context: Context, scope: 
     taps = {name: part.fresh_name(f"{name}_shape") if name in scope.types else name for name in tensors}
     part.nodes += [Node.make("Shape", [name], [tap]) for name, tap in taps.items() if tap != name]
     part.outputs = [onnx.ValueInfoProto(name=tap) for tap in taps.values()]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    rng = np.random.default_rng(context.seed)
     try:
-        feeds = {info.name: _feed(info, inputs[info.name], context, rng) for info in part.inputs}
-        model = part.to_proto()
-        model.ir_version = max(model.ir_version, 4)  # older versions want every constant to be an input as well
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        found = dict(zip(taps, session.run(list(taps.values()), feeds)))
-    except Exception as error:  # noqa: BLE001  onnxruntime has no common base for what it raises
-        log.info("the shapes of %d values stay unknown: onnxruntime cannot run the model (%s)", len(tensors), error)
+        feeds = random_inputs(graph, inputs, context.seed)
+        given = {name: array for name, array in (context.data or {}).items() if name in feeds}
+        feeds |= {name: cut(array, inputs[name]) for name, array in given.items()}
+        found = runtime.session(part, optimise="off").run(feeds)
+    except PruneError as error:
+        log.info("the shapes of %d values stay unknown: %s", len(tensors), error)
         return {}
-    return {
-        name: tensor_type(element_type(array), array.shape)
-        if taps[name] == name
-        else tensor_type(scope.types[name].tensor_type.elem_type, array)
-        for name, array in found.items()
-        if isinstance(array, np.ndarray)
-    }
+    kinds = {}
+    for name, tap in taps.items():
+        if tap != name:
+            kinds[name] = tensor_type(scope.types[name].tensor_type.elem_type, found[tap])
+        elif isinstance(found[tap], np.ndarray):
+            kinds[name] = tensor_type(element_type(found[tap]), found[tap].shape)
+    return kinds
 
 
 def _ancestors(graph: Graph, names: Iterable[str], known: Mapping[str, np.ndarray]) -> Graph:
@@ -90,21 +87,6 @@ def _ancestors(graph: Graph, names: Iterable[str], known: Mapping[str, np.ndarra
         if name in known:
             part.consts[name] = known[name]
     return part
-
-
-def _feed(info: onnx.ValueInfoProto, shape: Shape, context: Context, rng: np.random.Generator) -> np.ndarray:
-    """Return the given data of an input, or numbers that nearly every model accepts: 0 and 1 for integers."""
-    if context.data and info.name in context.data:
-        return cut(context.data[info.name], shape)
-    elem_type = info.type.tensor_type.elem_type
-    if elem_type == TensorProto.STRING:
-        return np.full(shape, "", dtype=object)
-    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-    if elem_type == TensorProto.BOOL:
-        return np.ones(shape, dtype)
-    if np.issubdtype(dtype, np.integer):
-        return rng.integers(0, 2, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
 
 
 def _best(graph: Graph, context: Context) -> tuple[Scope, Binding]:

@@ -16,7 +16,6 @@ from prunepass import api, inputs
 from prunepass.cli import show
 from prunepass.cli.arguments import SELECTION
 from prunepass.cli.catalogue import catalogue
-from prunepass.cli.dot import to_dot
 from prunepass.criteria import criterion
 from prunepass.errors import PipelineError, PruneError
 from prunepass.report import write_json, write_text
@@ -65,6 +64,8 @@ def inspect(args: argparse.Namespace) -> None:
     if args.json:
         write_json(args.json, found.to_json())
     if args.dot:
+        from prunepass.cli.dot import to_dot  # networkx takes its time to import
+
         write_text(args.dot, to_dot(found))
     if not args.quiet:
         show.show_inspection(Console(), found.to_json())

@@ -33,7 +33,10 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self.timer.cancel()
-        self.progress.stop()
+        if self.timer.ident is not None:
+            self.timer.join()  # it may be starting the bar just now
+        if self.progress.live.is_started:
+            self.progress.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show how far the work is."""

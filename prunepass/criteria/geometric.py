@@ -10,7 +10,8 @@ import numpy as np
 from prunepass.criteria.base import Criterion
 from prunepass.criteria.weights import Site, Weights
 
-_ROWS = 1024
+_ROWS = 256
+"""Filters that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ def distance_sums(rows: np.ndarray) -> np.ndarray:
     """Return for each row the sum of its distances to all rows, by |a|^2 + |b|^2 - 2ab on centred rows."""
     rows = rows - rows.mean(axis=0)  # distances do not change, but the subtraction cancels less
     squares = np.einsum("ij,ij->i", rows, rows)
-    sums = np.empty(len(rows))
+    sums = np.zeros(len(rows))
     for start in range(0, len(rows), _ROWS):
-        block = slice(start, start + _ROWS)
-        between = squares[block, None] + squares - 2 * (rows[block] @ rows.T)
-        own = np.arange(len(between))
-        between[own, start + own] = 0
-        sums[block] = np.sqrt(np.maximum(between, 0)).sum(axis=1)
+        stop = min(start + _ROWS, len(rows))
+        between = squares[start:stop, None] + squares[start:] - 2 * (rows[start:stop] @ rows[start:].T)
+        np.fill_diagonal(between, 0)
+        distances = np.sqrt(np.maximum(between, 0))
+        sums[start:stop] += distances.sum(axis=1)
+        sums[stop:] += distances[:, stop - start :].sum(axis=0)  # each pair is computed once
     return sums

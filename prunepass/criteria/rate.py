@@ -36,7 +36,7 @@ class ImportanceFacts:
 def rate(weights: Weights, criterion: Criterion, reduce: str = "mean", normalise: str = "auto") -> ImportanceFacts:
     """Score all units; a group that lacks sites in the first tier of the criterion falls to the next."""
     coupling = weights.coupling
-    members = [np.setdiff1d(group.units, [0]) for group in coupling.groups]
+    members = [group.units.reshape(-1) for group in coupling.groups]
     owner = np.full(coupling.n_units, _NO_GROUP)
     for number, units in enumerate(members):
         owner[units] = number

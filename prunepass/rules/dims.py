@@ -66,10 +66,15 @@ def broadcast(step: Step, operands: list[Operand], rank: int, normalised: tuple[
 
 def same(step: Step) -> None:
     """The first input element by element; further inputs are settings."""
-    operand = step.operand(0)
-    factors = operand.factors if not operand.adoptable else step.factors(0)
+    factors = step.factors(0)
     for position in range(len(step.node.outputs)):
         step.set(position, factors)
+
+
+@DIMS.row("CastLike")
+def cast_like(step: Step) -> None:
+    step.read.add(1)  # only its type matters
+    same(step)
 
 
 def elementwise(step: Step) -> None:
@@ -84,7 +89,7 @@ def elementwise(step: Step) -> None:
 rule(
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
     "IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Celu Shrink Sigmoid Sign Sin Sinh Softplus "
-    "Softsign Sqrt Swish Tan Tanh ThresholdedRelu Cast CastLike Clip Dropout BlackmanWindow",
+    "Softsign Sqrt Swish Tan Tanh ThresholdedRelu Cast Clip Dropout",
     same,
 )
 rule(

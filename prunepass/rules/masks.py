@@ -74,6 +74,10 @@ class Masking:
 
     def where(self, name: str, mask: np.ndarray, fill: float, position: int = 0) -> str:
         """Replace what is removed by a constant."""
+        if self.graph.opset < 9:  # no Where yet
+            kept = self.constant(mask.astype(self.dtype(position)))
+            rest = self.constant(np.where(mask, 0, fill).astype(self.dtype(position)), "fill")
+            return self.add("Add", [self.add("Mul", [name, kept]), rest])
         return self.add("Where", [self.constant(mask), name, self.number(fill, position)])
 
     def fill(self, position: int, axes: Iterable[int], value: float) -> np.ndarray | None:
