@@ -34,9 +34,11 @@ def random_inputs(
     Floats are N(0, s) with s by `kind` (see KINDS). Integers stay within the table that they index, which is found by
     following their readers; masks are mostly on, lengths and positions in range, sizes 1.
 
-    Shapes: `shapes` by input name; a dynamic axis that is not given gets 1.
+    Shapes
+        shapes: by input name; a dynamic axis that is not given gets 1.
 
-    Raises: UnsupportedError for an input that is no tensor.
+    Raises
+        UnsupportedError: an input is no tensor.
     """
     sizes = {info.name: _shape(info, shapes or {}) for info in graph.inputs}
     domains = Domains(graph, sizes)
@@ -136,7 +138,8 @@ def check_data(data: Mapping[str, np.ndarray], graph: Graph, where: str = "the d
 
     An array may have one axis more than the input, or a first axis that is a multiple of the declared one: samples.
 
-    Raises: ModelError.
+    Raises
+        ModelError: an array is missing, has no input, or does not fit.
     """
     for name in data:
         if name not in graph.input_names:

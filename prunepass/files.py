@@ -44,7 +44,8 @@ def load(source: Source) -> Graph:
     nothing may change the file in place while the graph is in use; replacing it, as `save` does, is fine.
     Local functions are inlined; nodes are put in topological order.
 
-    Raises: ModelError, UnsupportedError.
+    Raises
+        ModelError: it is no model, or not a valid one. UnsupportedError: it has operators that nobody knows.
     """
     if isinstance(source, Graph):
         return source
@@ -201,7 +202,8 @@ def save(graph: Graph | onnx.ModelProto, path: str | os.PathLike[str], *, force:
 
     The weights go to `<name>.data` beside it where the model would pass 2 GB, or where they came from such a file.
 
-    Raises: PruneError where the file cannot be written, or is one that the model was read from (unless `force`).
+    Raises
+        PruneError: the file cannot be written, or is one that the model was read from (unless `force`).
     """
     graph = Graph(graph) if isinstance(graph, onnx.ModelProto) else graph
     target = Path(path).resolve()

@@ -19,7 +19,8 @@ SurgeonGraph: TypeAlias = gs.Graph
 def from_graphsurgeon(graph: SurgeonGraph) -> onnx.ModelProto:
     """Return the model of a graphsurgeon graph, which is not changed.
 
-    Raises: ModelError where it cannot be exported.
+    Raises
+        ModelError: it cannot be exported.
     """
     with _quiet(), _as_model_error("the graphsurgeon graph cannot be exported"):
         model: onnx.ModelProto = gs.export_onnx(graph)
@@ -29,7 +30,8 @@ def from_graphsurgeon(graph: SurgeonGraph) -> onnx.ModelProto:
 def to_graphsurgeon(model: onnx.ModelProto | Graph) -> SurgeonGraph:
     """Return a model as a graphsurgeon graph.
 
-    Raises: ModelError where it cannot be imported.
+    Raises
+        ModelError: it cannot be imported.
     """
     proto = model.to_proto() if isinstance(model, Graph) else model
     with _quiet(), _as_model_error("graphsurgeon cannot import the model"):

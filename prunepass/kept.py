@@ -88,10 +88,7 @@ def cut(array: np.ndarray, masks: Iterable[np.ndarray]) -> np.ndarray:
             raise ValueError(f"a mask of shape {mask.shape} does not fit a tensor of shape {array.shape}")
         if not mask.any():
             raise ValueError(f"nothing is left of a tensor of shape {array.shape} along axes {list(axes)}")
-        if len(axes) == 1:
-            array = array.take(np.flatnonzero(mask), axis=axes[0])
-        else:
-            array = _cut_joint(array, mask, axes)
+        array = array.take(np.flatnonzero(mask), axis=axes[0]) if len(axes) == 1 else _cut_joint(array, mask, axes)
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 

@@ -75,7 +75,8 @@ class Session:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model once.
 
-        Raises: ModelError, UnsupportedError with the first line of onnxruntime's message.
+        Raises
+            ModelError, UnsupportedError: with the first line of onnxruntime's message.
         """
         try:
             values = self._inner.run(list(self._outputs.values()), dict(feeds))
@@ -93,7 +94,8 @@ def session(
 
     Taps stand behind an Identity, and lower the level: optimisations fuse tapped values away, basic ones sometimes.
 
-    Raises: ModelError, UnsupportedError with the first line of onnxruntime's message and what to do.
+    Raises
+        ModelError, UnsupportedError: with the first line of onnxruntime's message and what to do.
     """
     names: dict[str, str] = {}
     source, folder = model, None

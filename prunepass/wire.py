@@ -35,7 +35,8 @@ class _Field:
 def parse(data: Any) -> tuple[onnx.ModelProto, dict[int, memoryview]]:
     """Parse a model; return it without the raw data of its large initializers, and that data by their position.
 
-    Raises: ValueError, google.protobuf.message.DecodeError where the data is not a ModelProto.
+    Raises
+        ValueError, google.protobuf.message.DecodeError: the data is no ModelProto.
     """
     view = memoryview(data)
     model = onnx.ModelProto()

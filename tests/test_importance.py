@@ -237,10 +237,13 @@ def test_lookahead_gain_of_the_layer_before_and_pinned_inputs():
     consts = {
         "w": np.array([[3, 4], [9, 9], [1, 0]], np.float32).reshape(3, 2, 1, 1),
         "v": np.array([[1, 2, 3], [4, 5, 6]], np.float32).reshape(2, 3, 1, 1),
-        **{"gamma": [5, 9, 2], "beta": [9, 9, 9], "mean": [8, 8, 8], "var": [3, 9, 0]},
+        "gamma": [5, 9, 2],
+        "beta": [9, 9, 9],
+        "mean": [8, 8, 8],
+        "var": [3, 9, 0],
     }
     ids = np.array([1, 0, 2])  # the second channel stays
-    factors = {n: (ids,) for n in ("gamma", "beta", "mean", "var")}
+    factors = dict.fromkeys(("gamma", "beta", "mean", "var"), (ids,))
     factors |= {"w": (ids.reshape(3, 1, 1, 1),), "v": (line(3, 2, 0, 4), ids.reshape(1, 3, 1, 1))}
     view = weights(nodes, consts, factors, {"w": (0,), "v": (0,)}, [[1, 2], [3, 4]])
     first, last = 25 * 25 / 4, 1 * 4 / 1

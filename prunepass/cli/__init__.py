@@ -5,16 +5,19 @@ Exit codes: 0 done, 1 error, 2 wrong usage, 3 verification failed, 130 interrupt
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from prunepass.cli.arguments import parse_arguments
 from prunepass.errors import InternalError, PruneError
 
 INTERRUPTED = 130
+LEVELS = {"quiet": logging.ERROR, "verbose": logging.INFO, "debug": logging.DEBUG}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse_arguments(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as stop:  # usage error, --help, --version
         return int(stop.code or 0)
-    set_up_logging(args)
+    with logging_to_stderr(args):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one command and return its exit code; no exception gets out."""
     try:
         from prunepass.cli import commands
 
@@ -57,13 +65,18 @@ def complain(message: str, code: int) -> int:
     return code
 
 
-def set_up_logging(args: object) -> None:
+@contextmanager
+def logging_to_stderr(args: argparse.Namespace) -> Iterator[None]:
     """Log to standard error: warnings, with -v also one line per pass, with --debug one per rewrite."""
-    quiet, verbose, debug = (getattr(args, name) for name in ("quiet", "verbose", "debug"))
-    level = logging.ERROR if quiet else logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    level = next((level for name, level in LEVELS.items() if vars(args).get(name)), logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("prunepass: %(levelname)s: %(message)s"))
     logger = logging.getLogger("prunepass")
-    logger.handlers[:] = [handler]
+    before = logger.level
+    logger.addHandler(handler)
     logger.setLevel(level)
-    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

@@ -131,22 +131,24 @@ class Step:
             self._shape_of(name),
             factors,
             adoptable=soft and not known,
-            derived=name in world.consts or name in world.derived,
+            derived=soft or name in world.derived,
             tracked=frozenset(a for f in factors for a in spans(f)),
         )
 
     def factors(self, position: int = 0) -> Factors:
-        """Read an input that is moved as it is; a float constant gets labels of its own on every axis."""
+        """Read an input that is moved as it is; a float constant (or fill) gets labels of its own on every axis."""
         name = self.node.inputs[position]
         self.read.add(position)
         world = self.world
         if name not in world.states:
-            world.states[name] = self.fresh_factors(name) if name in world.consts else ()
+            world.states[name] = self.fresh_factors(name) if name in world.consts or name in world.soft else ()
         return world.states[name]
 
     def fresh_factors(self, name: str, axes: Iterable[int] | None = None) -> Factors:
-        """Labels of its own on every axis (or on `axes`) of a float constant."""
-        if self.world.consts.elem_type(name) not in _FLOATS:
+        """Labels of its own on every axis (or on `axes`) of a float constant or fill."""
+        consts = self.world.consts
+        kind = consts.elem_type(name) if name in consts else self.world.elem_types.get(name)
+        if kind not in _FLOATS:
             return ()
         shape = self._shape_of(name)
         chosen = range(len(shape)) if axes is None else axes
