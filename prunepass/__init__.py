@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunepass.api import Inspection, Result, apply, inspect, prune
+    from prunepass.api import Inspection, apply, inspect, prune
     from prunepass.criteria import Criterion, criterion
     from prunepass.files import load, save
     from prunepass.graph import Graph
+    from prunepass.job import Result
     from prunepass.manager import Analysis, Context, Facts, Pass, Pipeline, Rewrite
     from prunepass.plan import Plan
     from prunepass.rules import rule
@@ -44,10 +45,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "prunepass.api": "Inspection Result apply inspect prune",
+    "prunepass.api": "Inspection apply inspect prune",
     "prunepass.criteria": "Criterion criterion",
     "prunepass.files": "load save",
     "prunepass.graph": "Graph",
+    "prunepass.job": "Result",
     "prunepass.manager": "Analysis Context Facts Pass Pipeline Rewrite",
     "prunepass.plan": "Plan",
     "prunepass.rules": "rule",

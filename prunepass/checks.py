@@ -94,6 +94,8 @@ def check_graph(graph: Graph) -> None:
         onnx.checker.check_model(graph.skeleton())
     except (onnx.checker.ValidationError, ValueError) as error:
         line = " ".join(str(error).split("==>")[0].split())
+        if line.startswith("No Op registered for"):  # one of onnxruntime's own in the default domain
+            return
         raise ModelError(f"the model is not valid: {line[:300]}; export it again") from error
 
 

@@ -209,19 +209,23 @@ class _Reader:
 
     def _joints(self) -> list[np.ndarray]:
         """All distinct joint factors, as (blocks, inner) arrays of classes."""
-        seen: dict[bytes, np.ndarray] = {}
         arrays: dict[int, Factor] = {}
         for factors in self.world.states.values():
             arrays.update((id(f), f) for f in factors if len(spans(f)) > 1)
         arrays.update((id(f), f) for f in self.labels.blocks)
+        seen: dict[tuple[int, bytes], np.ndarray] = {}
         for factor in arrays.values():
             axes = spans(factor)
-            if len(axes) < 2:
-                continue
-            table = self.classes[factor].reshape(-1, factor.shape[axes[-1]])
-            table = np.unique(np.sort(table, axis=1), axis=0)
-            seen.setdefault(table.shape.__repr__().encode() + table.tobytes(), table)
-        return list(seen.values())
+            if len(axes) > 1:
+                inner = factor.shape[axes[-1]]
+                table = self.classes[factor].reshape(-1, inner)
+                seen.setdefault((inner, table.tobytes()), table)
+        distinct: dict[tuple[int, bytes], np.ndarray] = {}
+        for (inner, _), table in seen.items():
+            rows = {row.tobytes(): row for row in np.sort(table, axis=1)}
+            ordered = np.stack([rows[key] for key in sorted(rows)])
+            distinct.setdefault((inner, ordered.tobytes()), ordered)
+        return list(distinct.values())
 
     def _factors(self, unit_of: np.ndarray) -> dict[str, Factors]:
         """Factors in unit ids, for values that can lose something."""
@@ -253,15 +257,15 @@ class _Reader:
     ) -> tuple[Group, ...]:
         axes: dict[int, dict[tuple[str, int], None]] = {}
         for producer in self.world.producers:
-            for gid in np.unique(member[self.classes[producer.labels]]):
-                axes.setdefault(int(gid), {})[(producer.tensor, producer.axis)] = None
-        by_group: dict[int, list[int]] = {}
-        for label in live:
-            by_group.setdefault(int(member[label]), []).append(int(label))
+            for gid in _distinct(member[self.classes[producer.labels]]):
+                axes.setdefault(gid, {})[(producer.tensor, producer.axis)] = None
+        order = np.argsort(member[live], kind="stable")
+        gids, starts = np.unique(member[live][order], return_index=True)
+        by_group = dict(zip(gids.tolist(), np.split(live[order], starts[1:])))
         site_text = self._sites(factors, unit_of, member, live)
         found = []
-        for gid, labels in by_group.items():
-            units = unit_of[rows[gid]] if gid in rows else unit_of[np.array(labels)][None, :]
+        for gid, labels in sorted(by_group.items(), key=lambda item: int(item[1][0])):
+            units = unit_of[rows[gid]] if gid in rows else unit_of[labels][None, :]
             own = tuple(axes.get(gid, {}))
             found.append(Group(own[0][0] if own else f"group {gid}", units, own, site_text.get(gid, "")))
         return tuple(found)
@@ -270,14 +274,13 @@ class _Reader:
         self, factors: Mapping[str, Factors], unit_of: np.ndarray, member: np.ndarray, live: np.ndarray
     ) -> dict[int, str]:
         """Describe each group by the shapes and axes of the constants on which it sits."""
-        group_of = np.zeros(live.size + 1, np.int64)
+        group_of = np.full(live.size + 1, -1, np.int64)
         group_of[1:] = member[live]
         text: dict[int, list[str]] = {}
         for name in self.graph.consts:
             for factor in factors.get(name, ()):
-                ids = np.unique(factor)
-                for gid in np.unique(group_of[ids[ids > 0]]):
-                    text.setdefault(int(gid), []).append(f"{self.graph.consts.shape(name)}{spans(factor)}")
+                for gid in _distinct(group_of[factor]):
+                    text.setdefault(gid, []).append(f"{self.graph.consts.shape(name)}{spans(factor)}")
         return {gid: ";".join(sorted(parts)) for gid, parts in text.items()}
 
     def _producing(self) -> dict[str, tuple[int, ...]]:
@@ -401,6 +404,14 @@ def _mix(values: np.ndarray) -> np.ndarray:
     mixed = mixed * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
     return mixed.astype(np.int64)
+
+
+def _distinct(ids: np.ndarray) -> list[int]:
+    """Group numbers that occur, ascending; mostly there is one. -1 stands for none."""
+    low, high = int(ids.min()), int(ids.max())
+    if low == high:
+        return [] if low < 0 else [low]
+    return [int(x) for x in np.unique(ids) if x >= 0]
 
 
 def _tied(graph: Graph) -> tuple[str, ...]:

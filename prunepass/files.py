@@ -208,9 +208,12 @@ def save(graph: Graph | onnx.ModelProto, path: str | os.PathLike[str], *, force:
     graph = Graph(graph) if isinstance(graph, onnx.ModelProto) else graph
     target = Path(path).resolve()
     files = _lay_out(graph, target)
-    for file, _ in files:
-        _check_target(file, graph, force)
-    _write(files)
+    try:
+        for file, _ in files:
+            _check_target(file, graph, force)
+        _write(files)
+    except OSError as error:
+        raise PruneError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
 
 
 def _lay_out(graph: Graph, path: Path) -> list[tuple[Path, list[Any]]]:
@@ -254,8 +257,6 @@ def _write(files: Sequence[tuple[Path, list[Any]]]) -> None:
         except KeyboardInterrupt:
             _put_in_place([(old, new) for old, new in moves if old.exists()])
             raise
-    except OSError as error:
-        raise PruneError(f"cannot write {files[-1][0]}: {error.strerror or error}; choose another output") from error
     finally:
         for temporary, _ in moves:
             temporary.unlink(missing_ok=True)

@@ -383,7 +383,9 @@ def _shell(model: onnx.ModelProto) -> onnx.ModelProto:
                 getattr(shell, field.name).extend(value)
             else:
                 setattr(shell, field.name, value)
-    shell.graph.name, shell.graph.doc_string = model.graph.name, model.graph.doc_string
+    for name in ("name", "doc_string"):
+        if model.graph.HasField(name):
+            setattr(shell.graph, name, getattr(model.graph, name))
     shell.graph.metadata_props.extend(model.graph.metadata_props)
     return shell
 

@@ -42,7 +42,7 @@ def to_graphsurgeon(model: onnx.ModelProto | Graph) -> SurgeonGraph:
 def _quiet() -> Iterator[None]:
     """Keep graphsurgeon from printing; what matters comes as an exception."""
     before = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
+    G_LOGGER.severity = G_LOGGER.CRITICAL + 1
     try:
         yield
     finally:

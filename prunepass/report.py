@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prunepass.coupling import Barrier, Coupling
     from prunepass.manager import Timing
     from prunepass.plan import Plan
+    from prunepass.verify import Certificate
 
 SCHEMA = "prunepass/report/1"
 INSPECT_SCHEMA = "prunepass/inspect/1"
@@ -47,6 +48,13 @@ def timing(stages: Iterable[Timing]) -> dict[str, Any]:
     ended = list(stages)
     listed = [{"name": t.name, "seconds": round(t.seconds, 6), "changes": t.changes} for t in ended]
     return {"total": round(sum(t.seconds for t in ended), 6), "stages": listed}
+
+
+def certificate(found: Certificate | None) -> dict[str, Any]:
+    """Return what was compared; status "skipped" where nothing was."""
+    if found is None:
+        return {"status": "skipped", "max_abs": None, "max_rel": None, "inputs": 0, "tolerance": None}
+    return dataclasses.asdict(found)
 
 
 def barriers(found: Iterable[Barrier]) -> list[dict[str, Any]]:

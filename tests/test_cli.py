@@ -19,10 +19,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import prunepass
-from prunepass import api
 from prunepass.cli import main, show
 from prunepass.cli.arguments import parse_arguments
 from prunepass.errors import VerifyError
+from prunepass.job import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "fixtures" / "digits.onnx"
@@ -410,13 +410,13 @@ def test_an_interrupt_leaves_nothing(
 
 
 def test_an_interrupt_while_writing_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = api.Result.save
+    save = Result.save
 
-    def interrupted(result: api.Result, path: Path, *, force: bool = False) -> None:
+    def interrupted(result: Result, path: Path, *, force: bool = False) -> None:
         signal.raise_signal(signal.SIGINT)
         save(result, path, force=force)
 
-    monkeypatch.setattr(api.Result, "save", interrupted)
+    monkeypatch.setattr(Result, "save", interrupted)
     assert main(["model.onnx", "-q", "--report", "report.json"]) == 0
     assert {"model.pruned.onnx", "report.json"} <= set(listing(folder))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

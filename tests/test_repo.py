@@ -39,7 +39,7 @@ def too_long(aim_file: int, aim_function: int) -> list[str]:
         if (lines := len(text.splitlines())) > aim_file:
             found.append(f"{name_of(path)}: {lines} lines")
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, ast.FunctionDef) and not name_of(path).startswith("tests/"):  # tests are tables
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > aim_function:
                     found.append(f"{name_of(path)}: {node.name} {length} lines")

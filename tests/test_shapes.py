@@ -241,6 +241,14 @@ def test_a_size_that_is_too_small_is_raised() -> None:
     assert facts.shape["y"] == (1, 2, facts.binding["samples"] - 99)
 
 
+def test_a_size_that_only_a_run_finds_too_small_is_raised() -> None:
+    body = """(float[batch,1,samples] x, bool c) => (y) {
+        y = If(c) <then_branch = t () => (p) { p = Conv(x, w) }, else_branch = e () => (q) { q = Neg(x) }> }"""
+    facts = shapes_of(graph_of(body, w=f32(2, 1, 100)))
+    assert facts.binding["samples"] >= 100
+    assert facts.observed == {"y"}
+
+
 def test_given_shapes_come_first() -> None:
     graph = graph_of("(float[batch,3,h,w] x, float[batch,h] z) => (y) { y = Relu(x) }")
     facts = shapes_of(graph, shapes={"x": (4, 3, 10, 12)}, data={"x": f32(2, 3, 7, 7)})

@@ -14,8 +14,7 @@ from prunepass.manager import Analysis, Facts
 class Cost(Analysis):
     """Count MACs, parameters and bytes, and predict them for any plan without cutting.
 
-    Units
-        policy: how a factor that spans several axes may lose indices; that of the coupling whose units a plan names.
+    policy: that of the coupling whose units the plans name.
     """
 
     name = "cost"

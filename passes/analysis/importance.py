@@ -15,8 +15,9 @@ from prunepass.manager import Analysis, Facts
 class Importance(Analysis):
     """Score every unit: weights -> site -> unit (reduce) -> comparable across groups (normalise).
 
-    Units
-        normalise: auto is the normaliser that the criterion names, mean for most.
+    criterion: its text, options in braces: random{seed=3}. normalise: auto is the normaliser that the criterion
+    names, mean for most. policy: that of the coupling whose units are scored.
+
     Raises
         ModelError: a weight holds NaN or infinity.
     """

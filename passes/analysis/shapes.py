@@ -40,15 +40,13 @@ class ShapeFacts:
     observed: frozenset[str]
 
 
-def observe(graph: Graph, inputs: Mapping[str, Shape], context: Context, scope: Scope) -> dict[str, TypeProto]:
-    """Run the part of the graph that computes the missing values, and return their types; nothing where it cannot run.
+def observe(
+    graph: Graph, tensors: list[str], inputs: Mapping[str, Shape], context: Context, scope: Scope
+) -> dict[str, TypeProto]:
+    """Run the part of the graph that computes some tensors, and return their types; nothing where it cannot run.
 
     Values of known element type are measured by a Shape node behind them, so that they need not be kept.
     """
-    missing = [name for node in graph.nodes for name in node.outputs if name and name not in scope.shape]
-    tensors = [name for name in missing if name not in scope.types or scope.types[name].HasField("tensor_type")]
-    if not tensors:
-        return {}
     part = _ancestors(graph, tensors, scope.value)
     taps = {name: part.fresh_name(f"{name}_shape") if name in scope.types else name for name in tensors}
     part.nodes += [Node.make("Shape", [name], [tap]) for name, tap in taps.items() if tap != name]
@@ -89,15 +87,24 @@ def _ancestors(graph: Graph, names: Iterable[str], known: Mapping[str, np.ndarra
     return part
 
 
-def _best(graph: Graph, context: Context) -> tuple[Scope, Binding]:
-    """Walk with the first binding that fits, or the one that fits best."""
-    tried = []
-    for binding in bindings(graph, context):
-        scope = infer(graph, binding.shapes)
-        tried.append((scope, binding))
-        if not scope.misfits:
-            return scope, binding
-    return min(tried, key=lambda pair: pair[0].misfits)
+def complete(graph: Graph, binding: Binding, context: Context, scope: Scope) -> set[str] | None:
+    """Fill the holes of a walk by one run and infer on; return what only the run told, None where it cannot run."""
+    missing = [name for node in graph.nodes for name in node.outputs if name and name not in scope.shape]
+    tensors = [name for name in missing if name not in scope.types or scope.types[name].HasField("tensor_type")]
+    if not tensors:
+        return set()
+    seen = observe(graph, tensors, binding.shapes, context, scope)
+    if not seen:
+        return None
+    observed = set()
+    for node in graph.nodes:
+        scope.visit(node)
+        for name in node.outputs:
+            if name in seen and name not in scope.shape:
+                scope.learn(name, seen[name])
+                observed.add(name)
+                scope.from_run.add(name)
+    return observed
 
 
 @dataclass(frozen=True)
@@ -107,19 +114,19 @@ class Shapes(Analysis):
     name: ClassVar[str] = "shapes"
 
     def run(self, graph: Graph, facts: Facts) -> ShapeFacts:
-        """Infer node by node; where that leaves holes, run the model once and infer on."""
-        scope, binding = _best(graph, facts.context)
-        observed: set[str] = set()
-        names = [name for node in graph.nodes for name in node.outputs if name]
-        if not all(name in scope.shape for name in names):
-            seen = observe(graph, binding.shapes, facts.context, scope)
-            for node in graph.nodes if seen else ():
-                scope.visit(node)
-                for name in node.outputs:
-                    if name in seen and name not in scope.shape:
-                        scope.learn(name, seen[name])
-                        observed.add(name)
-                        scope.from_run.add(name)
+        """Infer node by node; where that leaves holes, run the model once and infer on; until a binding fits."""
+        misfits: list[tuple[Scope, Binding]] = []
+        observed: set[str] | None = None
+        for binding in bindings(graph, facts.context):
+            scope = infer(graph, binding.shapes)
+            if not scope.misfits:
+                observed = complete(graph, binding, facts.context, scope)
+            if observed is not None:
+                break
+            misfits.append((scope, binding))
+        else:
+            scope, binding = min(misfits, key=lambda pair: pair[0].misfits)
+            observed = complete(graph, binding, facts.context, scope) if scope.misfits else None
         kinds = {name: kind.tensor_type.elem_type for name, kind in scope.types.items()}
         elem_type = {name: kind for name, kind in kinds.items() if kind}
-        return ShapeFacts(scope.shape, elem_type, scope.value, binding.sizes, frozenset(observed))
+        return ShapeFacts(scope.shape, elem_type, scope.value, binding.sizes, frozenset(observed or ()))

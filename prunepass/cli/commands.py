@@ -18,6 +18,7 @@ from prunepass.cli.arguments import SELECTION
 from prunepass.cli.catalogue import catalogue
 from prunepass.criteria import criterion
 from prunepass.errors import PipelineError, PruneError
+from prunepass.job import Result
 from prunepass.report import write_json, write_text
 
 
@@ -112,7 +113,7 @@ def _bar(args: argparse.Namespace) -> show.Bar:
     return show.Bar(Console(stderr=True), enabled=not args.quiet)
 
 
-def _write(result: api.Result, output: Path, force: bool, report: Path | None = None, plan: Path | None = None) -> None:
+def _write(result: Result, output: Path, force: bool, report: Path | None = None, plan: Path | None = None) -> None:
     """Write what was asked for; an interrupt waits until all of it is there."""
     if plan is not None and result.plan is None:
         raise PipelineError("the pipeline made no plan; --plan needs a select pass")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from prunepass.criteria.base import Criterion
 from prunepass.criteria.combine import NORMALISERS, reduce_sites
 from prunepass.criteria.weights import Site, Weights
 
+Places: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 _NO_GROUP = -1
 
 
@@ -26,7 +28,7 @@ class ImportanceFacts:
 
     scores: np.ndarray
     raw: np.ndarray
-    sites: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+    sites: tuple[Places, ...]
     notes: tuple[str, ...]
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
@@ -40,34 +42,30 @@ def rate(weights: Weights, criterion: Criterion, reduce: str = "mean", normalise
     owner = np.full(coupling.n_units, _NO_GROUP)
     for number, units in enumerate(members):
         owner[units] = number
-    raw = np.full(coupling.n_units, np.nan)
-    sites: list[tuple[tuple[str, tuple[int, ...]], ...]] = [()] * len(members)
+    raw, scores = np.full(coupling.n_units, np.nan), np.full(coupling.n_units, np.inf)
+    sites: list[Places] = [()] * len(members)
     notes: list[str] = []
+    chosen = NORMALISERS[criterion.normalise if normalise == "auto" else normalise]
     pending = [number for number, units in enumerate(members) if units.size]
     tiers = criterion.tiers(weights)
+    first = next(iter(tiers))
     for tier, candidates in tiers.items():
         waiting = np.isin(owner, pending)
         used = [site for site in candidates if waiting[site.units].any()]
         values, count = reduce_sites(criterion.scores(weights, used), coupling.n_units, reduce)
         done = [number for number in pending if count[members[number]].all()]
         for number in done:
-            raw[members[number]] = criterion.finish(values[members[number]])
-            if tier != next(iter(tiers)):
-                notes.append(f"{coupling.groups[number].name}: no {next(iter(tiers))}, scored by {tier}")
-        _record(sites, used, owner, set(done))
-        pending = [number for number in pending if number not in done]
-    notes += [f"{coupling.groups[number].name}: no float constants, not scored and so kept" for number in pending]
-    scores = np.full(coupling.n_units, np.inf)
-    chosen = NORMALISERS[criterion.normalise if normalise == "auto" else normalise]
-    for number, units in enumerate(members):
-        if units.size and number not in pending:
+            units = members[number]
+            raw[units] = criterion.finish(values[units])
             scores[units] = chosen(raw[units])
+        _record(sites, used, owner, set(done))
+        notes += [f"{coupling.groups[n].name}: no {first}, scored by {tier}" for n in done if tier != first]
+        pending = [number for number in pending if number not in done]
+    notes += [f"{coupling.groups[n].name}: no float constants, not scored and so kept" for n in pending]
     return ImportanceFacts(scores, raw, tuple(sites), tuple(notes))
 
 
-def _record(
-    sites: list[tuple[tuple[str, tuple[int, ...]], ...]], used: list[Site], owner: np.ndarray, done: set[int]
-) -> None:
+def _record(sites: list[Places], used: list[Site], owner: np.ndarray, done: set[int]) -> None:
     for site in used:
         for number in np.unique(owner[site.units]).tolist():
             if number in done:
