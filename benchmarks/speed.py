@@ -31,7 +31,7 @@ FILES = {
     "vit_b_16": "torchvision/vit_b_16__dy18.onnx.gz",
 }
 OURS = ("prunepass", "prunepass --no-verify", "prunepass analysis")
-PEERS = ("torch-pruning", "onnxsim", "onnxsim C++")
+PEERS = ("torch-pruning", "torch-pruning, files", "onnxsim", "onnxsim C++")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def print_results(network: Network, results: dict[str, dict[str, Any]]) -> None:
             rows.append((contender, found["missing"], "", "", "", ""))
             continue
         stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in found["seconds"].items())
+        stages = found.get("note", stages)
         ratio = f"{reference / found['total']:.2f}" if reference and contender in PEERS else ""
         kept = f"{found['kept']:.3f}" if "kept" in found else ""
         rows.append((contender, f"{found['total']:.3f}", ratio, f"{found['process']:.2f}", kept, stages))

@@ -33,8 +33,9 @@ def print_summary(rows: Sequence[Row], total: int, wall_s: float, macs: float | 
     """Print the tables of one run.
 
     Units
-        untouched: valid graphs that keep over 99.5% of their parameters. kept: medians over the valid graphs. goal: share of all graphs of the family that keep at most so much of their
-        parameters. CPU s: median and largest, `prunepass.prune` alone.
+        untouched: valid graphs that keep over 99.5% of their parameters. kept: medians over the valid graphs. goal:
+        share of all graphs of the family that keep at most so much of their parameters. CPU s: median and largest,
+        `prunepass.prune` alone.
     """
     lines = [_family_line(name, [r for r in rows if r.family == name]) for name in FAMILIES]
     lines = [line for line in lines if line[1] != "0"]

@@ -186,7 +186,7 @@ def inspect(
     Pipeline.parse("canonicalize").run_on(job.facts)
     coupling, known = job.facts.get("coupling"), job.facts.get("shapes")
     return Inspection(
-        job.facts.graph, coupling, known.binding, job.before, job.context.source_sha256, tuple(job.stages())
+        job.facts.graph, coupling, known.binding, job.before(), job.context.source_sha256, tuple(job.stages())
     )
 
 

@@ -122,9 +122,10 @@ def _integers(name: str, dtype: np.dtype, sizes: Mapping[str, tuple[int, ...]], 
 def load_data(path: str | Path, graph: Graph) -> Feeds:
     """Read an npz file whose arrays are named after the graph inputs; see `check_data`."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ModelError(f"{path}: one plain array; save it with numpy.savez(file, input_name=array)")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ModelError(f"{path}: one plain array; save it with numpy.savez(file, input_name=array)")
+        with archive:
             data = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error

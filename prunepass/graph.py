@@ -347,11 +347,7 @@ class Graph:
         """Encode the model without weights: constants become graph inputs."""
         model = self.structure()
         model.graph.node.extend(n.to_proto() for n in self.nodes)
-        listed = {i.name for i in model.graph.input}
-        for name in self.consts:
-            if name not in listed:
-                info = helper.make_tensor_value_info(name, self.consts.elem_type(name), self.consts.shape(name))
-                model.graph.input.append(info)
+        self._list_constants(model.graph)
         return model
 
     def structure(self) -> onnx.ModelProto:
@@ -365,8 +361,18 @@ class Graph:
                 shape, kind = self.consts.shape(info.name), self.consts.elem_type(info.name)
                 info = helper.make_tensor_value_info(info.name, kind, shape, info.doc_string)
             model.graph.input.append(info)
+        if self._shell.ir_version < 4:  # every initializer is a graph input there
+            self._list_constants(model.graph)
         model.graph.output.extend(self.outputs)
         return model
+
+    def _list_constants(self, graph: onnx.GraphProto) -> None:
+        """Declare every constant as a graph input."""
+        listed = {info.name for info in graph.input}
+        for name in self.consts:
+            if name not in listed:
+                kind, shape = self.consts.elem_type(name), self.consts.shape(name)
+                graph.input.append(helper.make_tensor_value_info(name, kind, shape))
 
 
 def domain_name(name: str) -> str:

@@ -45,11 +45,16 @@ def open_model(model: Source) -> tuple[Graph, Origin]:
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
         return graph, Origin(path, sha256_of_file(path), sum(file.stat().st_size for file in graph.files))
+    return graph.copy(), Origin(None, *fingerprint(graph))
+
+
+def fingerprint(graph: Graph) -> tuple[str, int]:
+    """Return the hexadecimal SHA-256 and the size in bytes of the file that would be written, weights included."""
     digest, size = hashlib.sha256(), 0
     for piece in wire.encode(graph):
         digest.update(piece)
         size += len(piece)
-    return graph.copy(), Origin(None, digest.hexdigest(), size)
+    return digest.hexdigest(), size
 
 
 def sha256_of_file(path: Path) -> str:

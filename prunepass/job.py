@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from prunepass import inputs, wire
+from prunepass import inputs
 from prunepass import report as reports
 from prunepass.cost import CostModel
 from prunepass.files import save
@@ -55,7 +55,6 @@ class Job:
     origin: inputs.Origin
     facts: Facts
     load: Timing
-    before: dict[str, int]
 
     @classmethod
     def open(
@@ -75,14 +74,21 @@ class Job:
         context.source_sha256 = origin.sha256
         context.shapes = inputs.check_shapes(graph, shapes or {})
         context.data = None if data is None else inputs.check_data(graph, data)
-        facts = Facts(graph, context)
-        load = Timing("load", time.perf_counter() - start)
-        return cls(origin, facts, load, measure(facts, origin.size_bytes))
+        return cls(origin, Facts(graph, context), Timing("load", time.perf_counter() - start))
 
     @property
     def context(self) -> Context:
         """What the user asked for beside the passes."""
         return self.facts.context
+
+    def before(self) -> dict[str, int]:
+        """Return what the source weighs; its MACs follow from the first shapes that any pass asked for."""
+        facts = self.facts
+        source = Facts(facts.source, self.context)
+        graph, shapes = facts.first.get("shapes") or (facts.source, source.get("shapes"))
+        macs = CostModel(graph, shapes.shape, {}).total.macs
+        params = CostModel(facts.source, {}, {}).total.params
+        return {"params": params, "macs": macs, "bytes": self.origin.size_bytes, "nodes": len(facts.source.nodes)}
 
     def stages(self) -> list[Timing]:
         """Return the time of everything so far."""
@@ -94,27 +100,38 @@ class Job:
         Raises
             VerifyError: the pruned and the masked model differ.
         """
-        facts = self.facts
         certificate = self._certify() if verify else None
-        plan = facts.cuts[-1].plan if facts.cuts else facts.last_plan
-        coupling = facts.first.get("coupling")
+        with self.facts.timed("report"):
+            found = self._figures()
         report = {
             "schema": reports.SCHEMA,
-            "source": {
-                "path": None if self.origin.path is None else str(self.origin.path),
-                "sha256": self.origin.sha256,
-            },
-            "before": self.before,
-            "after": measure(facts),
+            **found,
             "certificate": reports.certificate(certificate),
-            "barriers": [] if coupling is None else reports.barriers(coupling.barriers),
-            "tied": [] if coupling is None else list(coupling.tied),
-            "groups": [] if plan is None else reports.plan_groups(plan),
             "options": {**options, "seed": self.context.seed, "verify": verify, "shapes": self.context.shapes},
             "timing": reports.timing(self.stages()),
             "versions": reports.versions(),
         }
-        return Result(facts.graph, plan, reports.plain(report))
+        return Result(self.facts.graph, self._plan(), reports.plain(report))
+
+    def _plan(self) -> Plan | None:
+        cuts = self.facts.cuts
+        return cuts[-1].plan if cuts else self.facts.last_plan
+
+    def _figures(self) -> dict[str, Any]:
+        """Return what the models weigh, and what the analyses found on the way."""
+        facts, origin, plan = self.facts, self.origin, self._plan()
+        _, coupling = facts.first.get("coupling", (None, None))
+        cost = CostModel(facts.graph, facts.get("shapes").shape, {}).total
+        sha256, size = inputs.fingerprint(facts.graph)
+        return {
+            "source": {"path": None if origin.path is None else str(origin.path), "sha256": origin.sha256},
+            "result": {"sha256": sha256},
+            "before": self.before(),
+            "after": {"params": cost.params, "macs": cost.macs, "bytes": size, "nodes": len(facts.graph.nodes)},
+            "barriers": [] if coupling is None else reports.barriers(coupling.barriers),
+            "tied": [] if coupling is None else list(coupling.tied),
+            "groups": [] if plan is None else reports.plan_groups(plan),
+        }
 
     def _certify(self) -> Certificate:
         from prunepass.verify import certify
@@ -125,11 +142,3 @@ class Job:
             found = certify(facts.source, facts.cuts, facts.graph, self.context)
         found.raise_if_failed()
         return found
-
-
-def measure(facts: Facts, size_bytes: int | None = None) -> dict[str, int]:
-    """Return parameters, MACs, bytes and nodes of a graph; bytes as they lie in a file."""
-    graph = facts.graph
-    cost = CostModel(graph, facts.get("shapes").shape, {}).total
-    size = size_bytes if size_bytes is not None else sum(map(len, wire.encode(graph)))
-    return {"params": cost.params, "macs": cost.macs, "bytes": size, "nodes": len(graph.nodes)}

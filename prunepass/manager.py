@@ -89,8 +89,8 @@ class Facts:
     """Answer what the analyses know about one graph: computed on demand, kept until a rewrite invalidates it.
 
     source: the graph as it was at the start. plan: what select decided, for the pass that carries it out, which then
-    clears it; last_plan stays. cuts: what was carried out. first: the first fact that each analysis gave. timing: one
-    entry per run of a pass or analysis.
+    clears it; last_plan stays. cuts: what was carried out. first: the first fact that each analysis gave, and the
+    graph it is true of. timing: one entry per run of a pass or analysis.
     """
 
     def __init__(self, graph: Graph, context: Context | None = None) -> None:
@@ -101,7 +101,7 @@ class Facts:
         self._plan: Plan | None = None
         self.cuts: list[Cut] = []
         self.timing: list[Timing] = []
-        self.first: dict[str, Any] = {}
+        self.first: dict[str, tuple[Graph, Any]] = {}
         self._cache: dict[Analysis, Any] = {}
         self._running: list[Analysis] = []
         self._nested: list[float] = []
@@ -127,7 +127,6 @@ class Facts:
             raise PipelineError(f"'{name}' changes the graph; only an analysis can be asked for facts")
         if analysis not in self._cache:
             self._cache[analysis] = self._compute(analysis)
-            self.first.setdefault(name, self._cache[analysis])
         return self._cache[analysis]
 
     def _compute(self, analysis: Analysis) -> Any:
@@ -137,7 +136,10 @@ class Facts:
         self._running.append(analysis)
         try:
             with self.timed(analysis.name):
-                return analysis.run(self.graph.copy(), self)  # what a fact works out later must not see a changed graph
+                graph = self.graph.copy()  # what a fact works out later must not see a changed graph
+                fact = analysis.run(graph, self)
+            self.first.setdefault(analysis.name, (graph, fact))
+            return fact
         finally:
             self._running.pop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -71,6 +72,7 @@ def test_the_main_job(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report["certificate"]["status"] == "passed"
     assert report["options"]["pipeline"].startswith("canonicalize,select{ratio=0.3 criterion=l2")
     assert sum(g["removed"] for g in report["groups"]) > 0
+    assert report["result"]["sha256"] == hashlib.sha256((folder / "model.pruned.onnx").read_bytes()).hexdigest()
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["source_sha256"] == report["source"]["sha256"]
     model = onnx.load("model.pruned.onnx")

@@ -120,7 +120,7 @@ class _Choice:
         """Return which units go when `progress` (0 to 1) of the way is to be covered."""
         options, groups = self.options, self.coupling.groups
         finite = np.where(np.isneginf(scores), np.nanmin(scores[np.isfinite(scores)], initial=0.0) - 1.0, scores)
-        frozen = self.kept | protected_units(self.coupling, finite)
+        frozen = self.kept | protected_units(self.coupling, finite) | np.isposinf(scores)
         events = ladder(groups, finite, frozen, options.align, options.max_ratio)
         sizes = [g.units.size for g in groups]
         if self.budget is not None:

@@ -176,7 +176,7 @@ def _grouped_conv(step: Step, transposed: bool) -> None:
     channels = step.shape(0)[1]
     outs = step.out_shape()[1]
     rank = len(w.shape)
-    inner = _channel_labels(step, x)
+    inner, batch = _channel_labels(step, x)
     key_axis = 0 if not transposed else 1
     outer: np.ndarray | None = step.labels.fresh((w.name, key_axis), outs)
     inner, outer, tied = _tie_groups(step, inner, outer, channels // groups, outs // groups, groups)
@@ -192,15 +192,23 @@ def _grouped_conv(step: Step, transposed: bool) -> None:
     elif step.has(2):
         step.hold(step.node.inputs[2], "belongs to channels that cannot be removed")
         step.read.add(2)
-    step.set(0, [] if outer is None else [on_axis(outer, 1, len(step.out_shape()))])
+    step.set(0, batch if outer is None else [*batch, on_axis(outer, 1, len(step.out_shape()))])
 
 
-def _channel_labels(step: Step, x: Operand) -> np.ndarray | None:
-    """Labels of the channel axis of an activation whose other axes cannot shrink; None where pinned."""
+def _channel_labels(step: Step, x: Operand) -> tuple[np.ndarray | None, Factors]:
+    """Split the labels of an activation that is worked on channel by channel.
+
+    Returns the labels of the channel axis (None where pinned) and the factors of the batch axis. The weights are the same
+    for the whole batch, so labels that differ along it are unified; all other axes cannot shrink.
+    """
     fixed = [axis for axis in range(2, len(x.shape))]
     left = step.labels.pin_axes(x.factors, fixed, f"{step.node.label}: slides over this axis")
-    channel = [f for f in left if f.shape[1] > 1]
-    return channel[0].reshape(-1) if channel else None
+    batch = tuple(f for f in left if f.shape[1] == 1)
+    for factor in left:
+        if factor.shape[1] > 1:
+            aligned = step.labels.unify_along(factor, [0])
+            return aligned.reshape(-1), batch
+    return None, batch
 
 
 def _tie_groups(
@@ -305,9 +313,9 @@ def normalise(step: Step) -> None:
 def group_norm(step: Step) -> None:
     x = step.operand(0)
     groups = int(step.node.attr("num_groups", 1))
-    channels = _channel_labels(step, x)
+    channels, batch = _channel_labels(step, x)
     if channels is None:
-        return step.set(0, [])
+        return step.set(0, batch)
     blocks = channels.reshape(groups, -1)
     left = step.labels.at_block_site(blocks) if groups > 1 and blocks.shape[1] > 1 else blocks
     flat = labels_flat(left, blocks)
@@ -319,7 +327,7 @@ def group_norm(step: Step) -> None:
         else:
             step.hold(step.node.inputs[position], "one entry per group, and groups stay")
             step.read.add(position)
-    step.set(0, [] if flat is None else [on_axis(flat, 1, len(x.shape))])
+    step.set(0, batch if flat is None else [*batch, on_axis(flat, 1, len(x.shape))])
 
 
 def along_fixed(step: Step, axes: list[int], reason: str) -> None:
