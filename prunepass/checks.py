@@ -84,6 +84,7 @@ def check_size(tensor: TensorProto, where: str, raw_bytes: int | None = None) ->
 
 def check_graph(graph: Graph) -> None:
     """Refuse sizes of zero, unknown operators, and values that are not defined exactly once before they are read."""
+    _check_text(graph)
     _check_zero_sizes(graph)
     _check_operators(graph)
     known = _check_definitions(graph)
@@ -100,6 +101,19 @@ def check_graph(graph: Graph) -> None:
         line = " ".join(str(error).split("==>")[0].split())
         if not line.startswith(_ALLOWED):
             raise ModelError(f"the model is not valid: {line[:300].rstrip('.')}; export it again") from error
+
+
+def _check_text(graph: Graph) -> None:
+    """Refuse names that protobuf could not decode; it gives them as bytes."""
+    inner = [n for node in graph.nodes for body in node.subgraphs for n in walk_nodes(body)]
+    names = chain(
+        (*graph.input_names, *graph.output_names, *graph.consts),
+        (d.dim_param for i in graph.inputs for d in i.type.tensor_type.shape.dim),
+        *((node.op, node.name, *node.inputs, *node.outputs) for node in graph.nodes),
+        *((node.op_type, node.domain, node.name, *node.input, *node.output) for node in inner),
+    )
+    if bytes in set(map(type, names)):
+        raise ModelError("a name is not valid UTF-8: the file is damaged; export the model again")
 
 
 def _check_zero_sizes(graph: Graph) -> None:
@@ -127,7 +141,7 @@ def _check_operators(graph: Graph) -> None:
         version = graph.opset_imports.get(domain)
         if version is None:
             raise ModelError(f"{label}: the model imports no operator set for domain {domain!r}; export it again")
-        if not onnx.defs.has(name, version, domain) and not runtime.has_operator(name, domain):
+        if not onnx.defs.has(name, version, domain) and not runtime.has_operator(name, domain, version):
             place = f"domain {domain!r} of onnx or onnxruntime" if domain else f"opset {version}"
             raise UnsupportedError(f"{label}: there is no operator {name} in {place}; export without custom operators")
 

@@ -1,7 +1,7 @@
 """The cost of a model, and of what a plan leaves of it, without cutting anything.
 
 MACs follow `rules/cost.py`; the bodies of If, Loop and Scan count 0. Parameters are the elements of all float
-constants, buffers such as BatchNormalization statistics included; integer (also quantised) constants are not counted.
+constants, buffers such as BatchNormalization statistics included, and of quantised (8- and 4-bit) weights.
 Bytes are the data of all constants plus what the rest of the file takes (nodes, names), which a plan hardly changes.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from prunepass.kept import Lengths
-from prunepass.rules.cost import FLOAT_TYPES, MACS, Shape, embedded_params
+from prunepass.rules.cost import MACS, Shape, embedded_params, is_parameter
 
 if TYPE_CHECKING:
     from prunepass.graph import Graph, Node
@@ -123,12 +123,12 @@ def _read_data(graph: Graph, factors: Factors, lengths: Lengths) -> _Data:
     end = 0
     for name in consts:
         shape, size = consts.shape(name), consts.nbytes(name)
-        elements, is_float = math.prod(shape), consts.elem_type(name) in FLOAT_TYPES
+        elements, counts = math.prod(shape), is_parameter(consts.elem_type(name), len(shape))
         if elements and lengths.add(name, shape, factors.get(name, ())):
-            rows.append((end, round(8 * size / elements), is_float))
+            rows.append((end, round(8 * size / elements), counts))
             end = lengths.places[name].stop
         else:
-            fixed_params += elements * is_float
+            fixed_params += elements * counts
             fixed_bytes += size
     table = np.array(rows, np.int64).reshape(-1, 3)
     return _Data(table[:, 0], table[:, 1], table[:, 2], end, fixed_params, fixed_bytes)

@@ -69,7 +69,9 @@ class Coupling:
     values: Mapping[str, np.ndarray]
     tied: tuple[str, ...] = ()
     rounds: int = 0
-    _explain: Callable[[], tuple[tuple[Barrier, ...], tuple[Barrier, ...]]] = field(default=lambda: ((), ()), repr=False)
+    _explain: Callable[[], tuple[tuple[Barrier, ...], tuple[Barrier, ...]]] = field(
+        default=lambda: ((), ()), repr=False
+    )
 
     @cached_property
     def barriers(self) -> tuple[Barrier, ...]:
@@ -403,7 +405,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
     mixed ^= mixed >> np.uint64(29)
     mixed = mixed * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
-    return mixed.astype(np.int64)
+    return np.asarray(mixed.astype(np.int64))
 
 
 def _distinct(ids: np.ndarray) -> list[int]:

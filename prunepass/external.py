@@ -50,7 +50,7 @@ class DataFiles:
     def _map(self, location: str, where: str) -> memoryview:
         try:
             path = (self._given / location).resolve()
-        except (OSError, ValueError, RuntimeError):  # a null character, a loop of links
+        except (OSError, ValueError, TypeError, RuntimeError):  # a null character, bytes, a loop of links
             raise ModelError(f"{where}: {location!r} is not a file name; export the model again") from None
         absolute = Path(location).is_absolute() or PureWindowsPath(location).drive
         if absolute or not any(path.is_relative_to(folder) for folder in self._folders):

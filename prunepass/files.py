@@ -206,14 +206,20 @@ def save(graph: Graph | onnx.ModelProto, path: str | os.PathLike[str], *, force:
         PruneError: the file cannot be written, or is one that the model was read from (unless `force`).
     """
     graph = Graph(graph) if isinstance(graph, onnx.ModelProto) else graph
-    target = Path(path).resolve()
-    files = _lay_out(graph, target)
     try:
+        files = _lay_out(graph, _resolved(Path(path)))
         for file, _ in files:
             _check_target(file, graph, force)
         _write(files)
     except OSError as error:
         raise PruneError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise OSError(f"a loop of links: {error}") from error
 
 
 def _lay_out(graph: Graph, path: Path) -> list[tuple[Path, list[Any]]]:
@@ -254,7 +260,7 @@ def _write(files: Sequence[tuple[Path, list[Any]]]) -> None:
                 os.fsync(file.fileno())
         try:
             _put_in_place(moves)
-        except KeyboardInterrupt:
+        except BaseException:  # an interrupt; half of a pair must not stay
             _put_in_place([(old, new) for old, new in moves if old.exists()])
             raise
     finally:

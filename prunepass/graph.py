@@ -304,10 +304,10 @@ class Graph:
         return found
 
     def fresh_name(self, hint: str) -> str:
-        """Return a name that no value has yet, made from `hint`."""
+        """Return a name that no value and no node has yet, made from `hint`."""
         if self._taken is None:
             self._taken = {name for node in self.nodes for name in node.outputs}
-            self._taken.update(self.consts, self.input_names)
+            self._taken.update(self.consts, self.input_names, (node.name for node in self.nodes))
             for node in self.nodes:
                 for sub in node.subgraphs:
                     self._taken.update(_all_names(sub))
@@ -317,6 +317,11 @@ class Graph:
             name = f"{hint}__{count}"
         self._taken.add(name)
         return name
+
+    def add_input(self, name: str, elem_type: int) -> None:
+        """Add a graph input of any shape."""
+        info = helper.make_tensor_value_info(name, elem_type, None)
+        self.inputs, self._all_inputs = [*self.inputs, info], [*self._all_inputs, info]
 
     def copy(self) -> Graph:
         """Copy the structure; constant data is shared."""

@@ -1,8 +1,8 @@
 """The label algebra: which indices of which tensors can only be removed together.
 
 A *label* is an integer that stands for one removable index; label 0 is pinned and never removed. A *factor* is an
-integer array with the rank of a tensor: full length on the axes that it spans, length 1 on all others. An element of the
-tensor disappears when, in any of its factors, its label is removed. An axis that no factor spans is pinned.
+integer array with the rank of a tensor: full length on the axes that it spans, length 1 on all others. An element of
+the tensor disappears when, in any of its factors, its label is removed. An axis that no factor spans is pinned.
 
 A factor that spans several axes is *joint*: it arises where an axis is split (heads, conv groups). Its last spanned
 axis is the *inner* axis, the ones before it are *block* axes. What remains must stay rectangular, so every block
@@ -54,7 +54,7 @@ def lift(factor: Factor, rank: int) -> Factor:
 
 def along(factor: Factor, axis: int) -> np.ndarray:
     """Labels of a one-axis factor as a vector."""
-    return factor.reshape(factor.shape[axis])
+    return np.asarray(factor.reshape(factor.shape[axis]))
 
 
 def on_axis(labels: np.ndarray, axis: int, rank: int) -> Factor:
@@ -151,6 +151,11 @@ class Labels:
         rest = axes[-1:] if self.policy == "whole" else (axis,)
         left = self.tidy(self.unify_along(factor, rest), reason)
         return None if left is None else self.pin_axis(left, axis, reason)
+
+    def drop_axis(self, factor: Factor, axis: int, reason: str) -> Factor | None:
+        """Keep the length of one axis, and make the labels the same all along it: the result does not span it."""
+        left = self.pin_axis(factor, axis, reason)
+        return left if left is None else self.tidy(self.unify_along(left, [axis]), reason)
 
     def pin_axes(self, factors: Factors, axes: Iterable[int], reason: str) -> Factors:
         """Apply `pin_axis` for several axes, inner ones first, to all factors."""
@@ -267,7 +272,7 @@ class Labels:
                 if left is None:
                     return None
                 factor = left
-        return factor.transpose(perm)
+        return np.asarray(factor.transpose(perm))
 
     # ---- rounds --------------------------------------------------------------------------------------------------
     def begin_round(self) -> None:

@@ -216,16 +216,21 @@ def _oldest_ir(opset: int) -> int:
 
 
 @functools.cache
-def _runtime_operators() -> frozenset[tuple[str, str]]:
-    """Operators and domains that onnxruntime has; empty where it cannot be asked."""
+def _runtime_operators() -> dict[tuple[str, str], int]:
+    """Map (operator, domain) to the version that onnxruntime has it since; empty where it cannot be asked."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return frozenset((s.name, domain_name(s.domain)) for s in getattr(state, "get_all_operator_schema", list)())
+    first: dict[tuple[str, str], int] = {}
+    for schema in getattr(state, "get_all_operator_schema", list)():
+        key = (schema.name, domain_name(schema.domain))
+        first[key] = min(schema.since_version, first.get(key, schema.since_version))
+    return first
 
 
-def has_operator(op_type: str, domain: str) -> bool:
+def has_operator(op_type: str, domain: str, version: int) -> bool:
     """Tell whether onnxruntime knows an operator; true where it cannot be asked, since a session will tell."""
-    return not _runtime_operators() or (op_type, domain) in _runtime_operators()
+    first = _runtime_operators()
+    return not first or first.get((op_type, domain), version + 1) <= version
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """Choose which units go: rank what can be removed in aligned steps, and take a prefix of the ranking.
 
 A group can shrink to certain sizes only: at least one unit per row, every row alike, a multiple of `align` channels.
-Going from one such size to the next is an *event*; its key is the mean score of the units that it removes. Sorted events
-form a ladder of nested plans. A ratio takes the prefix that removes that share of all units, a budget the shortest prefix
-that meets it.
+Going from one such size to the next is an *event*; its key is the mean score of the units that it removes. Sorted
+events form a ladder of nested plans. A ratio takes the prefix that removes that share of all units, a budget the
+shortest prefix that meets it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _group_events(
     order = np.argsort(value, axis=1, kind="stable")
     ranked = np.take_along_axis(group.units, order, axis=1)
     keys = np.take_along_axis(value, order, axis=1).mean(axis=0)
-    most = min(size - 1, size - int(held.sum(axis=1).max()), int(math.floor(max_ratio * size + 1e-9)))
+    most = min(size - 1, size - int(held.sum(axis=1).max()), math.floor(max_ratio * size + 1e-9))
     events, before, least = [], 0, -np.inf
     for loss in allowed_losses(rows, size, most, align):
         least = max(least, float(keys[before:loss].mean()))
@@ -136,8 +136,9 @@ def take_share(order: Sequence[Event], share: float, total: int) -> list[Event]:
 def take_budget(
     order: Sequence[Event], fits: Callable[[Sequence[Event]], bool], cost: Callable[[Sequence[Event]], float]
 ) -> list[Event] | None:
-    """Return the shortest prefix within a budget, trimmed: later, smaller events in the place of the last one where that
-    stays nearer to the budget. None where even the whole order does not fit.
+    """Return the shortest prefix within a budget; None where even the whole order does not fit.
+
+    A later, smaller event takes the place of the last one where that stays nearer to the budget.
     """
     low, high = 0, len(order)
     if not fits(order[:high]):
@@ -173,8 +174,8 @@ def isomorphic_classes(groups: Sequence[Group]) -> Mapping[str, list[int]]:
     """Sort groups into classes of equal structure.
 
     Source
-        Fang et al. 2024, Isomorphic Pruning for Vision Models, section 3. Here structure means the shapes and axes of all
-        constants on which a group sits.
+        Fang et al. 2024, Isomorphic Pruning for Vision Models, section 3. Here structure means the shapes and axes of
+        all constants on which a group sits.
     """
     found: dict[str, list[int]] = {}
     for i, group in enumerate(groups):

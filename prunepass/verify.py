@@ -2,26 +2,33 @@
 
 For one cut the chain is: source = canonical graph (numerically), ephemeral form of the canonical graph = result. For
 several cuts each one is certified on its own, the last against the file that is written.
+
+Where two models of the chain differ end to end, they are compared node by node on equal inputs (see `stepwise`). That
+tells a wrong cut, which shows at the node where it was made, from rounding that the network amplifies and from
+near-ties.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from prunepass.binding import declared
+from prunepass.compare import Tally
 from prunepass.ephemeral import mask_graph
-from prunepass.errors import VerifyError
+from prunepass.errors import PruneError, VerifyError
+from prunepass.feeds import random_inputs, split_data
 from prunepass.graph import Graph
-from prunepass.manager import Context, Cut
-from prunepass.feeds import random_inputs
-from prunepass.runtime import Feeds, Optimise, seed_random_nodes, session
+from prunepass.manager import Context, Cut, Facts
+from prunepass.runtime import Feeds, Optimise, Session, seed_random_nodes, session
+from prunepass.stepwise import Finding, Pair, compare_nodes
 
 TRIALS = 3
-_TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2, "float32": 1e-4, "float64": 1e-4}
-_INTEGER_SLACK = 0.0
+MOST_SAMPLES = 16
+"""Of given data whose batch axis is fixed: more are not run."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,9 @@ class Certificate:
     """What was compared, and how well it agreed.
 
     Units
-        max_abs: largest absolute difference of any output. max_rel: largest difference relative to the largest
-        magnitude of its output. tolerance: for max_rel, of the narrowest float type among the outputs. inputs: trials.
+        status: passed or failed. max_abs: largest absolute difference of any output. max_rel: largest difference
+        relative to the magnitude around it (see `compare`), of the output that comes nearest to its tolerance.
+        inputs: trials. details: what failed. notes: what to know about a certificate that passed.
     """
 
     status: str
@@ -41,6 +49,7 @@ class Certificate:
     outputs: int
     details: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def raise_if_failed(self) -> None:
         """Raise VerifyError unless the certificate holds."""
@@ -48,124 +57,122 @@ class Certificate:
             raise VerifyError(f"verification failed, nothing is written: {'; '.join(self.details[:2])}")
 
 
-@dataclass
-class _Tally:
-    """Collect differences over outputs and trials."""
-
-    max_abs: float = 0.0
-    max_rel: float = 0.0
-    tolerance: float = math.inf
-    compared: int = 0
-    details: list[str] = field(default_factory=list)
-
-    def compare(self, what: str, reference: Mapping[str, np.ndarray], result: Mapping[str, np.ndarray]) -> None:
-        """Compare all outputs of one run."""
-        for name, expected in reference.items():
-            self._compare_one(f"{what}: output {name!r}", expected, result[name])
-
-    def _compare_one(self, what: str, expected: object, found: object) -> None:
-        if isinstance(expected, list):
-            same_length = isinstance(found, list) and len(found) == len(expected)
-            if not same_length:
-                self.details.append(f"{what}: sequences of different length")
-                return
-            for a, b in zip(expected, found):  # type: ignore[call-overload]
-                self._compare_one(what, a, b)
-            return
-        a, b = np.asarray(expected), np.asarray(found)
-        if a.shape != b.shape or a.dtype != b.dtype:
-            self.details.append(f"{what}: {b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}")
-            return
-        if a.dtype.kind in "OSU" or a.size == 0:
-            if not bool((a == b).all()):
-                self.details.append(f"{what}: different contents")
-            return
-        self._compare_numbers(what, a, b)
-
-    def _compare_numbers(self, what: str, a: np.ndarray, b: np.ndarray) -> None:
-        exact = a.dtype.kind in "iub"
-        tolerance = _INTEGER_SLACK if exact else _TOLERANCE.get(a.dtype.name, 1e-4)
-        x, y = a.astype(np.float64), b.astype(np.float64)
-        finite = np.isfinite(x)
-        if not np.array_equal(finite, np.isfinite(y)):
-            self.details.append(f"{what}: NaN or infinity in other places")
-            return
-        if not finite.any():
-            return
-        self.compared += 1
-        difference = float(np.abs(x[finite] - y[finite]).max())
-        scale = float(np.abs(x[finite]).max())
-        relative = difference / max(scale, 1e-6)
-        if not exact:
-            self.tolerance = min(self.tolerance, tolerance) if self.tolerance < math.inf else tolerance
-            self.max_abs, self.max_rel = max(self.max_abs, difference), max(self.max_rel, relative)
-        if relative > tolerance:
-            self.details.append(f"{what}: differs by {difference:.3g}, relative {relative:.3g} > {tolerance:g}")
-
-
 def certify(source: Graph, cuts: Sequence[Cut], result: Graph, context: Context) -> Certificate:
     """Run masked and sliced models side by side and compare every output.
 
     Raises
-        PruneError: onnxruntime cannot run the source, or refuses the result.
+        PruneError: onnxruntime cannot run the source.
     """
-    shapes = _input_shapes(source, cuts, context)
-    trials = _trials(source, shapes, context)
-    tally = _Tally()
-    first = cuts[0].before if cuts else result
-    runs = _run(source, trials)
-    _compare(tally, "source and canonical graph", runs, first, trials, "basic")
-    for position, cut in enumerate(cuts):
-        last = position == len(cuts) - 1
-        after = result if last else cuts[position + 1].before
-        plan = cut.plan
-        assert plan.coupling is not None and plan.removed is not None
-        coupling = plan.coupling
-        masked = mask_graph(cut.before, coupling.shapes, coupling.elem_types, coupling.factors, plan.removed)
-        _compare(tally, "masked and sliced graph", _run(masked, trials), after, trials, "all" if last else "basic")
-    if not tally.compared and not tally.details:
-        tally.details.append("no output is finite on any input tried, so nothing can be compared; give --data")
-    status = "failed" if tally.details else "passed"
-    tolerance = tally.tolerance if tally.tolerance < math.inf else 0.0
-    return Certificate(
-        status,
-        tally.max_abs,
-        tally.max_rel,
-        tolerance,
-        len(trials),
-        len(source.output_names),
-        tuple(tally.details),
-        _versions(),
-    )
+    report = _Report(*_trials(source, cuts, context))
+    for position, pair in enumerate(_chain(source, cuts, result)):
+        report.compare(pair, "all" if position == len(cuts) else "basic")
+    return report.certificate(len(source.output_names))
 
 
-def _run(graph: Graph, trials: Sequence[Feeds], optimise: Optimise = "basic") -> list[dict[str, np.ndarray]]:
-    running = session(seed_random_nodes(graph), optimise=optimise)
-    return [running.run(feeds) for feeds in trials]
+def _chain(source: Graph, cuts: Sequence[Cut], result: Graph) -> list[Pair]:
+    """List what must agree: the source and its canonical form, then the masked and the sliced form of each cut."""
+    after = [*(cut.before for cut in cuts), result]
+    shapes = cuts[0].plan.coupling.shapes if cuts and cuts[0].plan.coupling is not None else {}
+    pairs = [Pair("source and canonical graph" if cuts else "source and result", source, after[0], shapes)]
+    for cut, sliced in zip(cuts, after[1:]):
+        coupling, removed = cut.plan.coupling, cut.plan.removed
+        assert coupling is not None and removed is not None
+        masked = mask_graph(cut.before, coupling.shapes, coupling.elem_types, coupling.factors, removed)
+        pairs.append(Pair("masked and sliced graph", masked, sliced, coupling.shapes, coupling.factors, removed))
+    return pairs
 
 
-def _compare(
-    tally: _Tally,
-    what: str,
-    reference: Sequence[Mapping[str, np.ndarray]],
-    graph: Graph,
-    trials: Sequence[Feeds],
-    optimise: Optimise,
-) -> None:
-    for expected, found in zip(reference, _run(graph, trials, optimise)):
-        tally.compare(what, expected, found)
+class _Report:
+    """Collect what the pairs of the chain say.
+
+    spare: takes the place of the last trial, of two samples, where a model takes only one.
+    """
+
+    def __init__(self, trials: list[Feeds], spare: Feeds | None, notes: list[str]) -> None:
+        self.trials, self.spare, self.notes = trials, spare, notes
+        self.tally, self.faults = Tally(), list[str]()
+
+    def compare(self, pair: Pair, optimise: Optimise) -> None:
+        """Compare two models end to end and, where they differ, node by node."""
+        pair = replace(pair, first=seed_random_nodes(pair.first), second=seed_random_nodes(pair.second))
+        expected = self._run_first(session(pair.first, optimise="basic"))
+        try:
+            running = session(pair.second, optimise=optimise)
+            found = [running.run(feeds) for feeds in self.trials]
+        except PruneError as error:
+            self.faults.append(f"{pair.what}: {error}")
+            return
+        tally = Tally()
+        for a, b in zip(expected, found):
+            tally.compare(a, b)
+        if tally.faults:
+            tally = self._explained(pair, tally, compare_nodes(pair, self.trials))
+        self.faults += [f"{pair.what}: {fault}" for fault in tally.faults]
+        self.tally.add(tally)
+
+    def _run_first(self, running: Session) -> list[dict[str, np.ndarray]]:
+        expected = [running.run(feeds) for feeds in self.trials[:-1]]
+        try:
+            return [*expected, running.run(self.trials[-1])]
+        except PruneError:
+            if self.spare is None:
+                raise
+        self.trials[-1], self.spare = self.spare, None
+        return [*expected, running.run(self.trials[-1])]
+
+    def _explained(self, pair: Pair, outputs: Tally, finding: Finding | None) -> Tally:
+        """Return the tally that decides: of the nodes, where it says that each of them is right."""
+        if finding is None or finding.nodes.faults:
+            outputs.faults[:0] = finding.nodes.faults[:3] if finding else []
+            return outputs
+        start = f", from {finding.start} on" if finding.start else ", by the optimisations of onnxruntime"
+        self.notes.append(
+            f"{pair.what}: {outputs.faults[0]}{start}; amplified rounding or a near-tie, as each of {finding.values} "
+            "values agrees when it is computed from equal inputs"
+        )
+        return finding.nodes
+
+    def certificate(self, outputs: int) -> Certificate:
+        """Sum up."""
+        tally = self.tally
+        if not tally.compared and not self.faults:
+            self.faults.append("no output is finite on any input tried, so nothing can be compared; give --data")
+        if tally.compared and not tally.moving:
+            self.notes.append("all outputs are zero on the inputs tried, which says little; give --data")
+        return Certificate(
+            "failed" if self.faults else "passed",
+            tally.max_abs,
+            tally.max_rel,
+            tally.tolerance if tally.tolerance < math.inf else 0.0,
+            len(self.trials),
+            outputs,
+            tuple(self.faults),
+            _versions(),
+            tuple(self.notes),
+        )
 
 
-def _input_shapes(source: Graph, cuts: Sequence[Cut], context: Context) -> dict[str, tuple[int, ...]]:
-    known = cuts[0].plan.coupling.shapes if cuts and cuts[0].plan.coupling is not None else context.shapes
-    return {name: tuple(known[name]) for name in source.input_names if name in known}
-
-
-def _trials(source: Graph, shapes: dict[str, tuple[int, ...]], context: Context) -> list[Feeds]:
-    """Given inputs if there are any, else random ones from different seeds."""
+def _trials(source: Graph, cuts: Sequence[Cut], context: Context) -> tuple[list[Feeds], Feeds | None, list[str]]:
+    """Given inputs if there are any, else random ones from different seeds, the last with two samples if it can be."""
     if context.data is not None:
-        return [dict(context.data)]
-    return [random_inputs(source, shapes, context.seed + trial) for trial in range(TRIALS)]
+        samples = split_data(context.data, source)
+        left = len(samples) - MOST_SAMPLES
+        return samples[:MOST_SAMPLES], None, [f"{left} more samples of the data were not run"] if left > 0 else []
+    coupling = cuts[0].plan.coupling if cuts else None
+    known = coupling.shapes if coupling else Facts(source, context).get("shapes").shape
+    shapes = {name: tuple(known[name]) for name in source.input_names if name in known}
+    trials = [random_inputs(source, shapes, context.seed + trial) for trial in range(TRIALS)]
+    larger = _with_two_samples(source, shapes)
+    if larger == shapes:
+        return trials, None, []
+    return [*trials[:-1], random_inputs(source, larger, context.seed + TRIALS - 1)], trials[-1], []
+
+
+def _with_two_samples(source: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Raise dynamic axes of size 1 that stand first in some input, the batch, to 2."""
+    names = {info.name: declared(info) or [] for info in source.inputs}
+    batch = {dims[0] for name, dims in names.items() if dims and isinstance(dims[0], str) and shapes[name][0] == 1}
+    return {name: tuple(2 if d in batch else n for d, n in zip(names[name], shape)) for name, shape in shapes.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -342,6 +342,7 @@ def test_an_interrupt_between_two_files_leaves_a_pair_that_fits(
     replace, calls = Path.replace, []
 
     def interrupted(source: Path, target: Path) -> Path:
+        assert not (tmp_path / "m.onnx").exists()  # the old model never stands beside the new data
         calls.append(target)
         if len(calls) == at + 1:
             raise KeyboardInterrupt

@@ -163,12 +163,23 @@ def test_biases_count_only_where_there_is_no_weight():
 
 
 def test_groups_without_float_constants_are_kept_and_named():
-    quantised = np.ones((2, 3), np.int8)
-    node = [helper.make_node("MatMulInteger", ["x", "w"], ["y"])]
-    found = rate(weights(node, {"w": quantised}, {"w": (line(1, 2, 0, 2),)}, {"w": (0,)}, [[1, 2]]), criterion("l2"))
+    integers = np.ones((2, 3), np.int64)
+    node = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    found = rate(weights(node, {"w": integers}, {"w": (line(1, 2, 0, 2),)}, {"w": (0,)}, [[1, 2]]), criterion("l2"))
     assert found.scores.tolist() == [np.inf] * 3
     assert np.isnan(found.raw).all()
     assert found.notes == ("group0: no float constants, not scored and so kept",)
+
+
+def test_quantised_weights_are_scored_as_the_numbers_they_stand_for():
+    node = [helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["y"], axis=0)]
+    consts = {
+        "w": np.array([[3, 5], [11, 9]], np.int8),
+        "scale": np.array([0.5, 2], np.float32),
+        "zero": np.array([1, 10], np.int8),
+    }
+    view = weights(node, consts, {"w": (line(1, 2, 0, 2),)}, {"w": (0,)}, [[1, 2]])
+    assert raw("l1", view) == [0.5 * (2 + 4), 2 * (1 + 1)]
 
 
 def test_units_without_a_group_are_never_chosen():

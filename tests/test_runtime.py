@@ -137,9 +137,11 @@ def test_a_tap_must_exist() -> None:
 
 
 def test_has_operator() -> None:
-    assert runtime.has_operator("Conv", "")
-    assert runtime.has_operator("BiasGelu", "com.microsoft")
-    assert not runtime.has_operator("BiasGelu", "")
+    assert runtime.has_operator("Conv", "", 7)
+    assert runtime.has_operator("BiasGelu", "com.microsoft", 1)
+    assert runtime.has_operator("SimplifiedLayerNormalization", "", 11)
+    assert not runtime.has_operator("BiasGelu", "", 17)
+    assert [runtime.has_operator("Gelu", "", version) for version in (19, 20)] == [False, True]
 
 
 # Random inputs

@@ -190,11 +190,41 @@ def test_constants_are_known_only_while_small() -> None:
     assert facts.elem_type["a"] == TensorProto.FLOAT
 
 
-def test_a_large_result_is_not_computed() -> None:
-    graph = graph_of("(float[1] x) => (y) { b = ConstantOfShape(s) y = Add(x, b) }", s=ints(1 << 20, 1 << 20))
+UNKNOWN_UNTIL_RUN = [
+    "(float[2,5,4] x) => (y) { m = com.microsoft.FusedMatMul<transB=1>(x, x) s = Shape(m) y = Neg(s) }",
+    "(float[2,5,4] x) => (y) { m = com.microsoft.FusedMatMul<transB=1>(x, x) r = Relu(m) s = Shape(r) y = Neg(s) }",
+    """(float[1,3] x, bool c) => (y) {
+        m = If(c) <then_branch = t () => (p) { p = Squeeze(x) }, else_branch = e () => (q) { q = Neg(x) }>
+        s = Shape(m) y = Neg(s) }""",
+]
+
+
+@pytest.mark.parametrize("body", UNKNOWN_UNTIL_RUN)
+def test_sizes_that_only_a_run_told_are_not_contents(body: str) -> None:
+    facts = shapes_of(graph_of(body))
+    assert "m" in facts.observed
+    assert facts.shape["s"] == facts.shape["y"] == (len(facts.shape["m"]),)
+    assert not {"s", "y"} & set(facts.value)
+
+
+def test_a_large_result_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunepass.inference.evaluate", lambda node, operands: pytest.fail(f"computes {node}"))
+    graph = graph_of("(float[1] x) => (y) { b = ConstantOfShape(s) y = Add(x, b) }", s=ints(65, 64))
     facts = shapes_of(graph)
-    assert facts.shape["b"] == (1 << 20, 1 << 20)
+    assert facts.shape["b"] == (65, 64)
     assert "b" not in facts.value
+
+
+def test_a_result_that_turns_out_large_is_not_kept() -> None:
+    facts = shapes_of(graph_of("(float[1] x) => (y) { n = NonZero(a) y = Neg(x) }", a=f32(64, 64)))
+    assert facts.shape["n"] == (2, 4096)
+    assert "n" not in facts.value
+    assert facts.observed == frozenset()
+
+
+def test_the_run_sees_the_given_data() -> None:
+    graph = graph_of("(float[4,4] x) => (y) { n = NonZero(x) y = Neg(n) }")
+    assert shapes_of(graph, data={"x": np.eye(4, dtype=np.float32)}).shape["n"] == (2, 4)
 
 
 # Binding: (inputs, the shapes chosen)

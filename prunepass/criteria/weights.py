@@ -16,6 +16,7 @@ import numpy as np
 from prunepass.errors import ModelError
 from prunepass.labels import spans
 from prunepass.rules.cost import FLOAT_TYPES, MACS
+from prunepass.rules.scales import real_weights
 
 if TYPE_CHECKING:
     from prunepass.coupling import Coupling
@@ -60,6 +61,7 @@ class Weights:
 
     def __init__(self, graph: Graph, coupling: Coupling, seed: int = 0) -> None:
         self.graph, self.coupling, self.seed = graph, coupling, seed
+        self._real = real_weights(graph)
         self._multiplied = {name for node in graph.nodes if node.op in MACS for name in node.inputs}
         found = [site for name in _in_use(graph) for site in self._sites_of(name)]
         self.sites = sorted(found, key=lambda site: not site.produces)
@@ -75,7 +77,7 @@ class Weights:
         return [site for site in self.matrices if site.produces]
 
     def _sites_of(self, name: str) -> Iterator[Site]:
-        if self.graph.consts.elem_type(name) not in FLOAT_TYPES:
+        if self.graph.consts.elem_type(name) not in FLOAT_TYPES and name not in self._real:
             return
         shape = self.graph.consts.shape(name)
         multiplied = len(shape) > 1 and name in self._multiplied
@@ -89,6 +91,10 @@ class Weights:
                 is_weight = multiplied or ids.size < math.prod(shape)
                 yield Site(name, axes, units, entry, axes[-1] in producing, is_weight)
 
+    def array(self, name: str) -> np.ndarray:
+        """Return a constant as real numbers: a quantised weight is dequantised."""
+        return self._real[name]() if name in self._real else self.graph.consts[name]
+
     def power(self, site: Site, p: int) -> np.ndarray:
         """Return the sum of |w|^p over everything that each unit has at a site, p 1 or 2."""
         return self._fold(site, np.abs if p == 1 else np.square, np.add)
@@ -99,7 +105,7 @@ class Weights:
 
     def power_over(self, name: str, axes: Sequence[int], p: int) -> np.ndarray:
         """Return the sum of |w|^p over all axes of a tensor but `axes`, which keep their length."""
-        array = self.graph.consts[name]
+        array = self.array(name)
         sums = marginal(array, sorted(axes), np.abs if p == 1 else np.square, np.add)
         return sums.reshape([size if axis in axes else 1 for axis, size in enumerate(array.shape)])
 
@@ -108,7 +114,7 @@ class Weights:
 
         Where units have different numbers of entries, one row per entry; `site.entry` says whose it is.
         """
-        array = np.moveaxis(self.graph.consts[site.tensor], site.axes, range(len(site.axes)))
+        array = np.moveaxis(self.array(site.tensor), site.axes, range(len(site.axes)))
         entries = site.units.size if site.entry is None else site.entry.size
         matrix = array.reshape(entries, -1).astype(np.float32)
         if not np.isfinite(matrix).all():
@@ -119,7 +125,7 @@ class Weights:
         return matrix
 
     def _fold(self, site: Site, weight: np.ufunc, fold: np.ufunc) -> np.ndarray:
-        array = self.graph.consts[site.tensor]
+        array = self.array(site.tensor)
         with np.errstate(over="ignore", invalid="ignore"):
             values = site.per_unit(marginal(array, site.axes, weight, fold), fold)
             if not np.isfinite(values).all():  # NaN or infinity, or squares beyond float32

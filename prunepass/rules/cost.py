@@ -30,7 +30,13 @@ Macs: TypeAlias = Callable[[Node, InShapes, OutShapes], int]
 MACS: Table[Macs] = Table("multiply-accumulates")
 
 FLOAT_TYPES = frozenset(v for k, v in TensorProto.DataType.items() if k.startswith(("FLOAT", "BFLOAT", "DOUBLE")))
-"""Element types whose constants count as parameters."""
+"""Element types of real numbers."""
+_QUANTISED = frozenset(TensorProto.DataType.Value(k) for k in ("INT8", "UINT8", "INT4", "UINT4"))
+
+
+def is_parameter(elem_type: int, rank: int) -> bool:
+    """Say whether the elements of a constant are parameters: floats, and 8- or 4-bit integers of rank 2 or more."""
+    return elem_type in FLOAT_TYPES or (elem_type in _QUANTISED and rank > 1)
 
 
 def shape_of(shapes: InShapes, position: int) -> Shape:
@@ -159,8 +165,8 @@ MACS("com.microsoft::QAttention", projected_attention(8))
 def embedded_params(node: Node) -> int:
     """Count the parameters that a node carries itself: tensors of Constant nodes, constants of its subgraphs."""
     tensor = node.tensor("value") if node.op == "Constant" else None
-    count = math.prod(tensor.dims) if tensor is not None and tensor.data_type in FLOAT_TYPES else 0
+    count = math.prod(tensor.dims) if tensor is not None and is_parameter(tensor.data_type, len(tensor.dims)) else 0
     for body in node.subgraphs:
-        count += sum(math.prod(t.dims) for t in body.initializer if t.data_type in FLOAT_TYPES)
+        count += sum(math.prod(t.dims) for t in body.initializer if is_parameter(t.data_type, len(t.dims)))
         count += sum(embedded_params(Node(inner)) for inner in body.node)
     return count

@@ -4,8 +4,9 @@ A row is a function of a `Step`, or the text of an equation:
 
     rule("BatchNormalization", "nc*,c,c,c,c->nc*")
 
-One operand per comma, one letter per axis, `*` for all further axes. A letter on two operands means equal labels; a letter
-that is missing on the right is mixed (summed, averaged, normalised over); `*` and `_` are axes that keep their length.
+One operand per comma, one letter per axis, `*` for all further axes. A letter on two operands means equal labels; a
+letter that is missing on the right is mixed (summed, averaged, normalised over); `*` and `_` are axes that keep their
+length.
 Operators that only move data are in `layout.py`, indexing ones in `indexing.py`.
 """
 
@@ -13,9 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from prunepass.labels import Factor, Factors, on_axis
+from prunepass.labels import Factors
 from prunepass.rules.step import Letter, Operand, Refused, Step
 from prunepass.rules.table import Table
 
@@ -87,14 +86,15 @@ def elementwise(step: Step) -> None:
 
 
 rule(
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
-    "IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Celu Shrink Sigmoid Sign Sin Sinh Softplus "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish "
+    "Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Celu Shrink Sigmoid Sign Sin Sinh "
+    "Softplus "
     "Softsign Sqrt Swish Tan Tanh ThresholdedRelu Cast Clip Dropout",
     same,
 )
 rule(
-    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod "
-    "Mul Or Pow PRelu Sub Sum Where Xor",
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min "
+    "Mod Mul Or Pow PRelu Sub Sum Where Xor",
     elementwise,
 )
 
@@ -151,128 +151,6 @@ def _einsum_letters(term: str, rank: int) -> list[Letter]:
     return [*head, *range(-dots, 0), *tail]
 
 
-# ---- convolutions ----------------------------------------------------------------------------------------------------
-@DIMS.row("Conv")
-def conv(step: Step) -> None:
-    if step.node.attr("group", 1) == 1:
-        equation("nc*,oc*,o->no*")(step)
-    else:
-        _grouped_conv(step, transposed=False)
-
-
-@DIMS.row("ConvTranspose")
-def conv_transpose(step: Step) -> None:
-    if step.node.attr("group", 1) == 1:
-        equation("nc*,co*,o->no*")(step)
-    else:
-        _grouped_conv(step, transposed=True)
-
-
-def _grouped_conv(step: Step, transposed: bool) -> None:
-    groups = int(step.node.attr("group", 1))
-    x, w = step.operand(0), step.operand(1)
-    if not (w.adoptable or w.name in step.world.consts):
-        raise Refused("a grouped convolution whose weight is computed")
-    channels = step.shape(0)[1]
-    outs = step.out_shape()[1]
-    rank = len(w.shape)
-    inner, batch = _channel_labels(step, x)
-    key_axis = 0 if not transposed else 1
-    outer: np.ndarray | None = step.labels.fresh((w.name, key_axis), outs)
-    inner, outer, tied = _tie_groups(step, inner, outer, channels // groups, outs // groups, groups)
-    own = _grouped_weight(inner, outer, tied, groups, transposed, rank)
-    if w.name in step.world.states:
-        _relate_all(step, step.world.states[w.name], own)
-    step.world.states[w.name] = own
-    if outer is not None:
-        if not (tied and inner is not None):
-            step.produce(w, key_axis, outer.reshape(groups, -1))
-        if step.has(2):
-            _vector(step, 2, outer)
-    elif step.has(2):
-        step.hold(step.node.inputs[2], "belongs to channels that cannot be removed")
-        step.read.add(2)
-    step.set(0, batch if outer is None else [*batch, on_axis(outer, 1, len(step.out_shape()))])
-
-
-def _channel_labels(step: Step, x: Operand) -> tuple[np.ndarray | None, Factors]:
-    """Split the labels of an activation that is worked on channel by channel.
-
-    Returns the labels of the channel axis (None where pinned) and the factors of the batch axis. The weights are the same
-    for the whole batch, so labels that differ along it are unified; all other axes cannot shrink.
-    """
-    fixed = [axis for axis in range(2, len(x.shape))]
-    left = step.labels.pin_axes(x.factors, fixed, f"{step.node.label}: slides over this axis")
-    batch = tuple(f for f in left if f.shape[1] == 1)
-    for factor in left:
-        if factor.shape[1] > 1:
-            aligned = step.labels.unify_along(factor, [0])
-            return aligned.reshape(-1), batch
-    return None, batch
-
-
-def _tie_groups(
-    step: Step, inner: np.ndarray | None, outer: np.ndarray | None, ig: int, og: int, groups: int
-) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
-    """Apply the block policy to the input and output channels of a grouped convolution."""
-    labels = step.labels
-    assert outer is not None
-    blocks_out = outer.reshape(groups, og)
-    if inner is None:
-        if og == 1:
-            labels.pin(outer, f"{step.node.label}: one output per group, and the groups are fixed by its input")
-            return None, None, False
-        return None, labels_flat(labels.at_block_site(blocks_out), blocks_out), False
-    blocks_in = inner.reshape(groups, ig)
-    if ig == 1 or og == 1 or labels.policy == "whole":
-        first = labels.unify_along(blocks_in, [1])
-        labels.unify(labels.unify_along(blocks_out, [1]), first)
-        block = first.reshape(-1)
-        return np.repeat(block, ig), np.repeat(block, og), True
-    new_in, new_out = labels.at_block_site(blocks_in), labels.at_block_site(blocks_out)
-    return labels_flat(new_in, blocks_in), labels_flat(new_out, blocks_out), False
-
-
-def labels_flat(factor: Factor | None, like: Factor) -> np.ndarray | None:
-    """Spread a reduced block factor over all channels again."""
-    return None if factor is None else np.broadcast_to(factor, like.shape).reshape(-1)
-
-
-def _grouped_weight(
-    inner: np.ndarray | None, outer: np.ndarray | None, tied: bool, groups: int, transposed: bool, rank: int
-) -> Factors:
-    """Factors of a grouped weight: (O, I/g, ...) for Conv, (I, O/g, ...) for ConvTranspose."""
-    first, second = (inner, outer) if transposed else (outer, inner)
-    factors: list[Factor] = []
-    if first is not None:
-        factors.append(on_axis(first, 0, rank))
-    if second is not None and not tied:
-        blocks = second.reshape(groups, 1, -1)
-        size = (first.size if first is not None else -1) // groups
-        rows = np.repeat(blocks, size, axis=1) if size > 0 else blocks
-        joint = rows.reshape(-1, blocks.shape[-1])
-        factors.append(joint.reshape(joint.shape + (1,) * (rank - 2)))
-    return tuple(factors)
-
-
-def _relate_all(step: Step, before: Factors, after: Factors) -> None:
-    if len(before) != len(after) or any(a.shape != b.shape for a, b in zip(before, after)):
-        step.labels.pin_all(before + after, f"{step.node.label}: a shared grouped weight")
-        return
-    for a, b in zip(before, after):
-        step.labels.unify(a, b)
-
-
-def _vector(step: Step, position: int, labels: np.ndarray) -> None:
-    """Give a per-channel constant the labels of its channels."""
-    operand = step.operand(position)
-    step.equate([(_virtual(labels), ["c"]), (operand, ["c"])], ["c"])
-
-
-def _virtual(labels: np.ndarray) -> Operand:
-    return Operand("", (labels.size,), (labels,), tracked=frozenset([0]))
-
-
 # ---- normalisation ---------------------------------------------------------------------------------------------------
 rule("BatchNormalization", "nc*,c,c,c,c->nc*")
 
@@ -307,27 +185,6 @@ def normalise(step: Step) -> None:
         axes = [step.node.attr("axis", -1) % rank]
     letters: list[Letter] = list(range(rank))
     step.set(0, step.equate([(x, letters)], letters, axes))
-
-
-@DIMS.row("GroupNormalization")
-def group_norm(step: Step) -> None:
-    x = step.operand(0)
-    groups = int(step.node.attr("num_groups", 1))
-    channels, batch = _channel_labels(step, x)
-    if channels is None:
-        return step.set(0, batch)
-    blocks = channels.reshape(groups, -1)
-    left = step.labels.at_block_site(blocks) if groups > 1 and blocks.shape[1] > 1 else blocks
-    flat = labels_flat(left, blocks)
-    for position in (1, 2):
-        if flat is not None and step.shape(position)[0] == flat.size:
-            _vector(step, position, flat)
-        elif flat is not None and step.labels.policy == "whole":
-            _vector(step, position, flat.reshape(groups, -1)[:, 0])
-        else:
-            step.hold(step.node.inputs[position], "one entry per group, and groups stay")
-            step.read.add(position)
-    step.set(0, batch if flat is None else [*batch, on_axis(flat, 1, len(x.shape))])
 
 
 def along_fixed(step: Step, axes: list[int], reason: str) -> None:
@@ -402,9 +259,10 @@ def reduction(step: Step) -> None:
 def argument(step: Step) -> None:
     rank = len(step.shape(0))
     axis = step.node.attr("axis", 0) % rank
-    left = step.labels.pin_axes(step.factors(0), [axis], f"{step.node.label}: the position along this axis matters")
+    reason = f"{step.node.label}: the position along this axis matters"
+    left = [g for f in step.factors(0) if (g := step.labels.drop_axis(f, axis, reason)) is not None]
     if not step.node.attr("keepdims", 1):
-        left = tuple(f.reshape(f.shape[:axis] + f.shape[axis + 1 :]) for f in left)
+        left = [f.reshape(f.shape[:axis] + f.shape[axis + 1 :]) for f in left]
     step.set(0, left)
 
 

@@ -109,8 +109,7 @@ def _produce_rows(step: Step, factors: tuple[Factor, ...], axis: int) -> None:
 
 def _picked(step: Step, factor: Factor, axis: int, known: np.ndarray | None) -> Factor | None:
     if known is None:
-        left = step.labels.pin_axis(factor, axis, f"{step.node.label}: the indices come at run time")
-        return left if left is None else step.labels.tidy(step.labels.unify_along(left, [axis]))
+        return step.labels.drop_axis(factor, axis, f"{step.node.label}: the indices come at run time")
     axes = spans(factor)
     if known.size > 1 or len(axes) == 1:
         return _same_in_all_blocks(step, factor, axis)

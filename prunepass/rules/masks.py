@@ -18,7 +18,7 @@ from prunepass.graph import Graph, Node
 from prunepass.labels import Factors, spans
 from prunepass.rules.table import Table
 
-MASKS: Table[Callable[["Masking"], None]] = Table("masks")
+MASKS: Table[Callable[[Masking], None]] = Table("masks")
 _LOWEST = {"float16": -65504.0, "float32": -3.0e38, "float64": -1.0e300, "bfloat16": -3.0e38}
 
 
@@ -104,7 +104,13 @@ class Masking:
         return self.standardise_shape(name, mask, axes, epsilon, shape, centre)
 
     def standardise_shape(
-        self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, shape: Sequence[int], centre: bool = True
+        self,
+        name: str,
+        mask: np.ndarray,
+        axes: Sequence[int],
+        epsilon: float,
+        shape: Sequence[int],
+        centre: bool = True,
     ) -> str:
         """Standardise a value whose shape is given."""
         count = self.number(math.prod(shape[a] for a in axes) * kept_share(mask, axes))
@@ -121,7 +127,7 @@ def kept_share(mask: np.ndarray, axes: Sequence[int]) -> float:
     """Fraction of the indices along `axes` that stay, in the blocks that keep anything."""
     chosen = tuple(a for a in axes if mask.shape[a] > 1)
     counts = mask.sum(axis=chosen)
-    return float(counts.max()) / math.prod(mask.shape[a] for a in chosen)
+    return float(counts.max() / math.prod(mask.shape[a] for a in chosen))
 
 
 def lowest(m: Masking) -> float:
@@ -203,7 +209,7 @@ def scale_output(m: Masking, factor: float) -> None:
     """Multiply the result of the node by a number."""
     public = m.node.outputs[0]
     m.node.outputs[0] = m.graph.fresh_name(f"{public}_unscaled")
-    m.after.append(Node.make("Mul", [m.node.outputs[0], m.number(factor)], [public], name=public))
+    m.after.append(Node.make("Mul", [m.node.outputs[0], m.number(factor)], [public], name=m.node.outputs[0]))
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------

@@ -103,4 +103,3 @@ def hidden_size(r: Resizing) -> None:
 def masked(m: Masking) -> None:
     m.fill(_X, [2], 0.0)
     m.fill(_R, [2], 0.0)
-

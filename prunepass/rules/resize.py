@@ -95,8 +95,8 @@ class Resizing:
     def scale(self, position: int, attribute: str, entries: Mapping[int, tuple[int, int]]) -> None:
         """Scale some entries of an integer operand from an old size to a new one.
 
-        A constant entry becomes the new size. One that is computed at run time is multiplied and divided, which is right
-        also where it is the old size times a dynamic one.
+        A constant entry becomes the new size. One that is computed at run time is multiplied and divided, which is
+        right also where it is the old size times a dynamic one.
         """
         self._patch(position, attribute, {i: (new, old, 0) for i, (old, new) in entries.items()})
 

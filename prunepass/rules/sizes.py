@@ -166,11 +166,12 @@ def pad(r: Resizing) -> None:
     r.replace(1, attribute, entries)
 
 
-@SIZES.row("Conv ConvTranspose com.microsoft::FusedConv")
+@SIZES.row("Conv ConvTranspose ConvInteger QLinearConv com.microsoft::FusedConv")
 def conv(r: Resizing) -> None:
     if r.node.attr("group", 1) == 1:
         return
-    data, weight, out = r.node.inputs[0], r.node.inputs[1], r.node.outputs[0]
+    data, out = r.node.inputs[0], r.node.outputs[0]
+    weight = r.node.inputs[3 if r.node.op == "QLinearConv" else 1]
     whole = out if r.node.op == "ConvTranspose" else data
     groups = r.change.shape(whole)[1] // r.change.shape(weight)[1]
     if groups != r.node.attr("group", 1):

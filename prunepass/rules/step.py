@@ -14,12 +14,10 @@ from prunepass.labels import Factor, Factors, Labels, on_axis, spans
 
 Letter = Hashable
 Letters = Sequence[Letter]
-_FLOATS = frozenset(
-    (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-)
+_FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16))
 
 
-class Refused(Exception):  # noqa: N818 - not an error: the rule asks for a barrier
+class Refused(Exception):
     """A rule cannot follow labels through this node; the message is the reason."""
 
 
@@ -115,7 +113,7 @@ class Step:
     def constant(self, position: int) -> np.ndarray | None:
         """Contents of an input that is stored in the file."""
         name = self.node.inputs[position] if self.has(position) else ""
-        return self.world.consts[name] if name in self.world.consts else None
+        return self.world.consts.get(name)
 
     # ---- operands and results ------------------------------------------------------------------------------------
     def operand(self, position: int = 0) -> Operand:
@@ -204,9 +202,9 @@ class Step:
     ) -> Factors:
         """Follow labels through an index equation.
 
-        Each operand comes with a letter for each of its axes (None: a pinned axis). The same letter on two operands means
-        that the labels are equal index by index. Letters that are not in `out` are mixed. `normalised` letters are
-        both mixed and free: every element depends on all indices along them.
+        Each operand comes with a letter for each of its axes (None: a pinned axis). The same letter on two operands
+        means that the labels are equal index by index. Letters that are not in `out` are mixed. `normalised` letters
+        are both mixed and free: every element depends on all indices along them.
         """
         return _Equation(self, operands, list(out), frozenset(normalised)).solve()
 
@@ -299,9 +297,7 @@ class _Equation:
                 merged = self.labels.merge([*merged, *(f for f in again if f is not None)], self.why)
         return merged
 
-    def _adopt_one(
-        self, merged: list[Factor], operand: Operand, letters: Letters
-    ) -> tuple[list[Factor], list[Factor]]:
+    def _adopt_one(self, merged: list[Factor], operand: Operand, letters: Letters) -> tuple[list[Factor], list[Factor]]:
         present, own, left = self._present(operand, letters), [], []
         for factor in merged:
             axes = spans(factor)
@@ -334,7 +330,7 @@ class _Equation:
         rest = [a for a in range(factor.ndim) if a not in picked]
         moved = factor.transpose(picked + rest)
         sizes = iter(moved.shape)
-        return moved.reshape([1 if a is None else next(sizes) for a in axes])
+        return np.asarray(moved.reshape([1 if a is None else next(sizes) for a in axes]))
 
     def _produce(self, merged: list[Factor]) -> None:
         """Record free letters that only weights carry: their output channels."""
