@@ -46,17 +46,16 @@ class Row:
 
 
 def measure(quality: Any, models: Path, network: str, setting: str, dense: float, options: dict[str, Any]) -> Row:
-    """Prune one network at one setting and fill a row; a refusal is a row too."""
+    """Prune one network at one setting and fill a row; a refusal or a crash is a row too."""
     import prunepass
-    from prunepass.errors import PruneError
 
     row = Row(network, setting, dense)
     start = time.process_time()
     try:
         result = prunepass.prune(models / f"{network}.onnx", **options)
         pruned = result.model
-    except PruneError as error:
-        row.certificate = f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001 - one network that fails must not hide the others
+        row.valid, row.certificate = "no result", f"{type(error).__name__}: {error}"
         return row
     row.seconds = time.process_time() - start
     certificate = result.report["certificate"] or {}
@@ -166,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             writer = csv.DictWriter(f, [field.name for field in fields(Row)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(map(asdict, rows))
-    return int(any(r.valid != "yes" for r in rows))
+    return int(any(r.valid != "yes" or r.certificate != "passed" for r in rows))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ This module knows numpy and scipy and nothing of ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -159,12 +159,22 @@ class Labels:
 
     def pin_axes(self, factors: Factors, axes: Iterable[int], reason: str) -> Factors:
         """Apply `pin_axis` for several axes, inner ones first, to all factors."""
+        return self._along_each(self.pin_axis, factors, axes, reason)
+
+    def drop_axes(self, factors: Factors, axes: Iterable[int], reason: str) -> Factors:
+        """Apply `drop_axis` for several axes, inner ones first, to all factors."""
+        return self._along_each(self.drop_axis, factors, axes, reason)
+
+    @staticmethod
+    def _along_each(
+        keep: Callable[[Factor, int, str], Factor | None], factors: Factors, axes: Iterable[int], reason: str
+    ) -> Factors:
         order = sorted(axes, reverse=True)
         left: list[Factor] = []
         for factor in factors:
             current: Factor | None = factor
             for axis in order:
-                current = None if current is None else self.pin_axis(current, axis, reason)
+                current = None if current is None else keep(current, axis, reason)
             if current is not None:
                 left.append(current)
         return tuple(left)

@@ -10,6 +10,7 @@ import numpy as np
 from prunepass.graph import Graph, Node
 from prunepass.manager import Facts, Rewrite
 from prunepass.rules.values import VALUES
+from prunepass.sequences import unpack_sequences
 
 _SMALL_BYTES = 1 << 14
 
@@ -28,6 +29,7 @@ class Canonicalize(Rewrite):
         """Return the number of nodes and uses that changed."""
         changes = store_constants(graph)
         changes += fold_constants(graph)
+        changes += unpack_sequences(graph)
         changes += bypass_identities(graph)
         return changes + unshare(graph)
 
@@ -92,7 +94,8 @@ def _fold(graph: Graph, node: Node) -> bool:
     inputs = [graph.consts[name] if name else None for name in node.inputs]
     with np.errstate(all="ignore"):
         results = VALUES[node.op](node, inputs)
-    if sum(array.nbytes for array in results) > max(before, _SMALL_BYTES):
+    size, numbers = sum(a.nbytes for a in results), any(a.dtype.kind == "f" and a.size > 64 for a in results)
+    if size > (before if numbers else max(before, _SMALL_BYTES)):
         return False
     for name, array in zip(node.outputs, results):
         if name:
@@ -100,7 +103,7 @@ def _fold(graph: Graph, node: Node) -> bool:
     return True
 
 
-_MOVES = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Identity".split())
+_MOVES = frozenset("Concat Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split())
 
 
 def _stays_small(graph: Graph, node: Node) -> bool:

@@ -166,9 +166,5 @@ def group_norm(step: Step) -> None:
     left = step.labels.at_block_site(blocks) if groups > 1 and blocks.shape[1] > 1 else blocks
     flat = labels_flat(left, blocks)
     for position in (1, 2):
-        if flat is not None and step.shape(position)[0] == flat.size:
-            _vector(step, position, flat)
-        else:
-            whole = flat is not None and step.labels.policy == "whole"
-            _vector(step, position, flat.reshape(groups, -1)[:, 0] if whole and flat is not None else None)
+        _vector(step, position, flat)
     step.set(0, batch if flat is None else [*batch, on_axis(flat, 1, len(x.shape))])

@@ -152,7 +152,17 @@ def _einsum_letters(term: str, rank: int) -> list[Letter]:
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------
-rule("BatchNormalization", "nc*,c,c,c,c->nc*")
+@DIMS.row("BatchNormalization")
+def batch_norm(step: Step) -> None:
+    """Channel by channel; in training mode the statistics are those of the batch, so only channels can go."""
+    x = step.operand(0)
+    training = bool(step.node.attr("training_mode", 0)) or any(step.node.outputs[1:])
+    letters: list[Letter] = [a if a == 1 or not training else None for a in range(len(x.shape))]
+    operands = [(x, letters)] + [(step.operand(i), letters[1:2]) for i in range(1, 5)]
+    factors = step.equate(operands, letters)
+    step.set(0, factors)
+    for position in range(1, len(step.node.outputs)):
+        step.set(position, [f.reshape(-1) for f in factors])
 
 
 @DIMS.row("InstanceNormalization")
@@ -165,12 +175,12 @@ def instance_norm(step: Step) -> None:
 
 @DIMS.row("LayerNormalization RMSNormalization SimplifiedLayerNormalization")
 def layer_norm(step: Step) -> None:
+    if any(step.node.outputs[1:]):
+        raise Refused("its statistics are read")
     rank = len(step.shape(0))
     axis = step.node.attr("axis", -1) % rank
     operands = [step.operand(i) for i in range(len(step.node.inputs)) if step.has(i)]
     step.set(0, broadcast(step, operands, rank, tuple(range(axis, rank))))
-    for position in (1, 2):
-        step.set(position, [])
 
 
 @DIMS.row("MeanVarianceNormalization LpNormalization Softmax LogSoftmax")
@@ -188,8 +198,8 @@ def normalise(step: Step) -> None:
 
 
 def along_fixed(step: Step, axes: list[int], reason: str) -> None:
-    """Pass factors through; `axes` keep their length."""
-    factors = step.labels.pin_axes(step.factors(0), axes, f"{step.node.label}: {reason}")
+    """Pass factors through; `axes` keep their length, and all indices along them are alike."""
+    factors = step.labels.drop_axes(step.factors(0), axes, f"{step.node.label}: {reason}")
     rank = len(step.shape(0))
     for position, name in enumerate(step.node.outputs):
         if name and len(step.out_shape(position)) == rank:
@@ -226,10 +236,11 @@ def trilu(step: Step) -> None:
 # ---- pools and reductions --------------------------------------------------------------------------------------------
 @DIMS.row("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool")
 def pool(step: Step) -> None:
+    if any(step.node.outputs[1:]):
+        raise Refused("its positions count all channels")
     rank = len(step.shape(0))
     factors = step.labels.pin_axes(step.factors(0), range(2, rank), f"{step.node.label}: slides over this axis")
     step.set(0, factors)
-    step.set(1, [])
 
 
 def reduce_axes(step: Step) -> list[int]:

@@ -105,6 +105,8 @@ def attend(
     """
     heads = query.shape[0]
     key, value = repeated(key, heads), repeated(value, heads)
+    if step.labels.policy == "whole":
+        query = virtual(query.shape, [step.labels.at_block_site(f) for f in query.factors])
     scores = virtual((heads, 1), step.equate([(query, HEADS), (key, HEADS)], ["h", None]))
     wide: list[Letter] = [None, "h", None, None]
     for position, letters in ((bias, wide), (sink, wide[1:2])):
@@ -112,6 +114,8 @@ def attend(
             own = letters[len(letters) - len(step.shape(position)) :]
             pairs: list[tuple[Operand, list[Letter]]] = [(scores, ["h", "s"]), (step.operand(position), own)]
             scores = virtual((heads, 1), step.equate(pairs, ["h", None]))
+    if scores.factors:
+        step.labels.pin_all(tuple(f for f in value.factors if f.shape[0] == 1), f"{step.node.label}: whole heads go")
     return step.equate([(scores, ["h", "s"]), (value, HEADS)], HEADS), scores.factors
 
 
@@ -121,7 +125,7 @@ def cache(step: Step, operand: Operand, past: int, present: int) -> Operand:
         before = heads_of(step, past, operand.shape[0])
         if not before.factors:
             reason = f"{step.node.label}: the KV cache {step.node.inputs[past]!r} fixes the heads and their size"
-            step.labels.pin_all(step.labels.pin_axes(operand.factors, (0, 1), reason), reason)
+            step.labels.pin_axes(operand.factors, (0, 1), reason)
         operand = virtual(operand.shape, step.equate([(operand, HEADS), (before, HEADS)], HEADS))
     step.set(present, apart(operand.factors))
     return operand
@@ -140,18 +144,17 @@ def of_one_size(step: Step, *operands: Operand) -> None:
 
 
 def in_chunks(step: Step, operand: Operand, size: int, halves: bool = False) -> None:
-    """Let runs of `size` indices of a head go together; with `halves`, half of the run lies in each half of the head."""
+    """Let runs of `size` indices of a head go together; with `halves`, half of each run lies in each half of the head."""
     head = operand.shape[1]
+    half, run = (head // 2, size // 2) if halves else (head, size)
     for factor in operand.factors:
         if factor.shape[1] == 1:
             continue
         if head % size:
             step.labels.pin(factor, f"{step.node.label}: the head size must be a multiple of {size}")
-            continue
-        index = np.arange(head)
-        half = head // 2 if halves else head
-        first = index % half // (size * half // head) * (size * half // head)
-        step.labels.unify(factor, factor[:, first])
+        else:
+            first = np.arange(head) % half // run * run
+            step.labels.unify(factor, factor[:, first])
 
 
 # ---- rotary embedding ------------------------------------------------------------------------------------------------
@@ -160,18 +163,22 @@ def rotate(step: Step, operand: Operand, size: int, interleaved: bool, tables: S
 
     size: how many of the first indices of a head are rotated. tables: positions of the cosines and sines (.., size / 2).
     """
-    if step.labels.policy == "whole":
-        for factor in operand.factors:
-            step.labels.at_block_site(factor)
-        return
-    labels = [step.labels.unify_along(f, [0])[0] for f in operand.factors if f.shape[1] > 1]
-    pairs = np.arange(size).reshape((-1, 2) if interleaved else (2, -1))
-    left, right = pairs.T if interleaved else pairs
-    for own in labels:
-        step.labels.unify(own[left], own[right])
-    angles: list[tuple[Operand, Sequence[Letter]]] = [(vector(own[left], size // 2), ["p"]) for own in labels]
-    for position in tables:
-        rank = len(step.shape(position))
-        angles.append((step.operand(position), [*[None] * (rank - 1), "p"]))
-    if labels:
+    pairs = np.arange(size).reshape(-1, 2).T if interleaved else np.arange(size).reshape(2, -1)
+    for factor in operand.factors:
+        own = _in_all_heads(step, factor)
+        if own is None:
+            continue
+        step.labels.unify(own[pairs[0]], own[pairs[1]])
+        angles: list[tuple[Operand, Sequence[Letter]]] = [(vector(own[pairs[0]], size // 2), ["p"])]
+        for position in tables:
+            rank = len(step.shape(position))
+            angles.append((step.operand(position), [*[None] * (rank - 1), "p"]))
         step.equate(angles, ["p"])
+
+
+def _in_all_heads(step: Step, factor: Factor) -> np.ndarray | None:
+    """Labels of the indices of a head, the same in all heads; None where only whole heads can go."""
+    if factor.shape[0] > 1 and step.labels.policy == "whole":
+        step.labels.at_block_site(factor)
+        return None
+    return None if factor.shape[1] == 1 else np.asarray(step.labels.unify_along(factor, [0])[0])

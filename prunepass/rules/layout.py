@@ -239,7 +239,7 @@ def pad(step: Step) -> None:
         if len(axes) == 1 and hit and extend and min(amounts[hit[0]]) >= 0:
             result.append(_padded(step, factor, hit[0], *amounts[hit[0]], rank))
         else:
-            result.extend(step.labels.pin_axes((factor,), hit, f"{step.node.label}: pads this axis"))
+            result.extend(step.labels.drop_axes((factor,), hit, f"{step.node.label}: pads this axis"))
     step.set(0, result)
 
 

@@ -264,12 +264,6 @@ def group_norm(m: Masking) -> None:
     blocks = mask.reshape([1, groups, split[2]] + [1] * (len(split) - 3))
     x = m.standardise_shape(x, blocks, axes, m.node.attr("epsilon", 1e-5), split)
     x = m.add("Reshape", [x, m.add("Shape", [m.node.inputs[0]])])
-    if m.shapes[m.node.inputs[1]][0] == shape[1]:
-        return m.become(_per_channel(m, x))
-    repeat = np.repeat(np.arange(groups), split[2]).astype(np.int64)
-    index = m.constant(repeat, "index")
-    for position in (1, 2):
-        m.node.inputs[position] = m.add("Gather", [m.node.inputs[position], index])
     m.become(_per_channel(m, x))
 
 

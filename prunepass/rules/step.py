@@ -249,7 +249,7 @@ class _Equation:
         fixed = [axis for axis, x in enumerate(letters) if x is None and operand.shape[axis] > 1]
         factors = operand.factors
         if fixed and any(f.shape[a] > 1 for f in factors for a in fixed):
-            factors = self.labels.pin_axes(factors, fixed, f"{self.why}: axis {fixed} cannot shrink here")
+            factors = self.labels.drop_axes(factors, fixed, f"{self.why}: axis {fixed} cannot shrink here")
         return tuple(g for f in factors if (g := self._lift(f, letters)) is not None)
 
     def _lift(self, factor: Factor, letters: Letters) -> Factor | None:
