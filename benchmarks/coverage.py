@@ -10,11 +10,10 @@ import contextlib
 import csv
 import fnmatch
 import functools
-import importlib
 import os
+import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,8 +26,9 @@ sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 
 from contenders import import_prunepass  # noqa: E402
 from families import FAMILIES, family  # noqa: E402
-from pool import Limits, Outcome, Say, run_forked  # noqa: E402
+from pool import Limits, Outcome, run_forked  # noqa: E402
 from summary import print_summary  # noqa: E402
+from worker import Job, prune_one  # noqa: E402
 from zoo import Entry, filler, read_index  # noqa: E402
 
 
@@ -69,116 +69,6 @@ class Row:
     exporter: str = ""
     variant: str = ""
     sens: float = 0.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one worker is told: the graph and the options of `prunepass.prune`."""
-
-    zoo: Path
-    file: str
-    options: dict[str, Any]
-
-
-def prune_one(job: Job, say: Say) -> dict[str, Any]:
-    """Prune one graph in this process and return the columns that it fills."""
-    import counting
-
-    say("load")
-    weightless = filler(job.zoo)
-    model = weightless.load(str(job.zoo / job.file))
-    feeds = weightless.make_inputs(model)
-    before = counting.count(model)
-    row: dict[str, Any] = {"params_before": before.params, "body_before": before.body, "nodes_before": before.nodes}
-    say("prune")
-    pruned, columns = _timed_prune(model, feeds, job.options)
-    row |= columns
-    if pruned is None:
-        return row
-    after = counting.count(pruned)
-    row |= {"params_after": after.params, "body_after": after.body, "nodes_after": after.nodes}
-    if counting.count(model) != before:
-        return row | {"status": "mismatch", "reason": "the model that was given to prune() was changed"}
-    if after.empty > before.empty:
-        return row | {"status": "invalid", "reason": "a tensor has an axis of length 0"}
-    say("check")
-    status, reason = _independent_check(model, pruned, feeds, say)
-    if status == "valid-only" and not reason:
-        certified = row["certificate"] == "passed"
-        status, reason = ("certified", "") if certified else (status, f"the certificate says '{row['certificate']}'")
-    return row | {"status": status, "reason": reason}
-
-
-def _timed_prune(model: Any, feeds: dict[str, Any], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Call prunepass; return the pruned model (None when there is none) and the columns that say how it went."""
-    import prunepass
-    from prunepass import errors
-
-    pruned, status, reason, trace, reported = None, "", "", "", {}
-    shapes = {name: tuple(int(d) for d in array.shape) for name, array in feeds.items()}
-    start = time.process_time()
-    try:
-        result = prunepass.prune(model, shapes=shapes, data=feeds, **options)
-        pruned, reported = result.model, _reported(result.report)
-    except errors.VerifyError as error:
-        status, reason = "mismatch", _one_line(error)
-    except errors.InternalError as error:
-        status, reason, trace = "traceback", _where(error.__cause__ or error), traceback.format_exc()
-    except errors.PruneError as error:
-        status, reason = "refused", _one_line(error)
-    except MemoryError as error:
-        status, reason = "memory", _where(error)
-    except Exception as error:  # noqa: BLE001 - counting what escapes is the point
-        status, reason, trace = "traceback", _where(error), traceback.format_exc()
-    seconds = round(time.process_time() - start, 4)
-    return pruned, {"status": status, "reason": reason, "seconds": seconds, "trace": trace} | reported
-
-
-def _one_line(error: BaseException) -> str:
-    note = "(several lines) " if len(str(error).splitlines()) > 1 else ""
-    return f"{note}{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _where(error: BaseException) -> str:
-    """Return an error with the innermost frame that is not inside an installed library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "/lib/python" not in f.filename] or frames
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno} {own[-1].name})" if own else ""
-    return _one_line(error)[:400] + place
-
-
-def _reported(report: Any) -> dict[str, Any]:
-    """Read the columns that only the tool can fill from its own report."""
-    certificate = report["certificate"] or {}
-    macs = [report[when].get("macs") for when in ("before", "after")]
-    return {
-        "certificate": str(certificate.get("status", "")),
-        "max_rel": certificate.get("max_rel"),
-        "macs_before": macs[0],
-        "macs_after": macs[1],
-    }
-
-
-def _independent_check(model: Any, pruned: Any, feeds: dict[str, Any], say: Say) -> tuple[str, str]:
-    """Return `valid-only`, `invalid` or `mismatch`, and why, without trusting the tool's own checks.
-
-    A pruned model that does not run because the original does not either counts as `valid-only`.
-    """
-    import check
-
-    reason, outputs = check.invalid(pruned, feeds)
-    say("dense")
-    if reason:
-        dense_reason, _ = check.invalid(model, feeds)
-        return ("valid-only", f"the original has it too: {reason}") if dense_reason else ("invalid", reason)
-    if changed := check.interface_changed(model, pruned):
-        return "mismatch", changed
-    try:
-        dense = check.outputs(model.SerializeToString(), feeds, optimise=False)
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises classes of its own, one per status code
-        return "valid-only", f"the original does not run: {check.first_line(error)}"
-    wrong = check.mismatch(model, dense, outputs)
-    return ("mismatch", wrong) if wrong else ("valid-only", "")
 
 
 def finish(entry: Entry, outcome: Outcome) -> tuple[Row, str]:
@@ -240,6 +130,23 @@ def run(entries: Sequence[Entry], args: argparse.Namespace, out: TextIO | None, 
         yield row
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of an earlier run."""
+    types = {f.name: str(f.type) for f in fields(Row)}
+    with path.open(newline="") as f:
+        lines = list(csv.DictReader(f))
+    rows: list[dict[str, Any]] = [{k: _cell(text, types[k]) for k, text in line.items()} for line in lines]
+    return [Row(**row) for row in rows]
+
+
+def _cell(text: str, kind: str) -> str | int | float | None:
+    if kind == "str":
+        return text
+    if not text:
+        return None
+    return int(text) if kind.startswith("int") else float(text)
+
+
 def progress(done: Sequence[Row], total: int, start: float) -> None:
     """Keep one line on the standard error up to date (a line per 50 graphs when it is not a terminal)."""
     certified = sum(r.status == "certified" for r in done)
@@ -269,6 +176,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-params", type=int, help="only graphs with at most so many parameters")
     add("--again", type=Path, metavar="CSV", help="only graphs that an earlier run did not certify")
     add("--csv", type=Path, help="write a line per graph here")
+    add("--show", type=Path, metavar="CSV", help="only print the tables of an earlier run")
     add("--traces", type=Path, metavar="FILE", help="write full tracebacks here")
     return parser.parse_args(argv)
 
@@ -276,9 +184,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit with 1 when a result was wrong or a traceback escaped."""
     args = parse(argv)
+    if args.show:
+        rows = read_rows(args.show)
+        print_summary(rows, len(rows), sum(r.wall_seconds for r in rows) / args.jobs, args.macs)
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends the workers and prints what there is
     entries = select(read_index(args.zoo), args)
-    for name in ("check", "counting"):  # imports are paid once, before the forks
-        importlib.import_module(name)
     import_prunepass()
     filler(args.zoo)
     done: list[Row] = []

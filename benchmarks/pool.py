@@ -102,7 +102,8 @@ def _spawn(work: Callable[[T, Say], dict[str, Any]], index: int, item: T) -> _Ch
 
 def _child_main(work: Callable[[T, Say], dict[str, Any]], item: T, fd: int) -> None:
     """Do the work, write its lines, and leave without running the parent's exit handlers."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)

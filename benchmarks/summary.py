@@ -15,18 +15,8 @@ if TYPE_CHECKING:
 
 STATUSES = ("certified", "valid-only", "refused", "invalid", "mismatch", "traceback", "timeout", "memory")
 DEPTH_GOALS = {"cnn-classifier": 0.36, "transformer": 0.45}
-HEADER = (
-    "family",
-    "graphs",
-    "valid",
-    "certified",
-    "params kept",
-    "body kept",
-    "MACs kept",
-    "goal",
-    "CPU s",
-    "CPU s max",
-)
+KEPT = {"params kept": "params_kept", "body kept": "body_kept", "MACs kept": "macs_kept"}
+HEADER = ("family", "graphs", "valid", "certified", "untouched", *KEPT, "goal", "CPU s", "CPU s max")
 
 
 def print_summary(rows: Sequence[Row], total: int, wall_s: float, macs: float | None) -> None:
@@ -65,7 +55,7 @@ def _family_line(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
         share(len(valid), len(rows)),
         share(len(certified), len(rows)),
         str(untouched),
-        *(_median(getattr(r, column) for r in valid) for column in ("params_kept", "body_kept", "macs_kept")),
+        *(_median(getattr(r, column) for r in valid) for column in KEPT.values()),
         f"{share(len(reached), len(rows))} <= {goal}" if goal is not None else "",
         _median(seconds, 2),
         f"{max(seconds):.2f}" if seconds else "-",

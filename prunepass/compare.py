@@ -47,7 +47,7 @@ class Tally:
     def compare(self, expected: Mapping[str, object], found: Mapping[str, object]) -> None:
         """Compare all outputs of one run."""
         for name, value in expected.items():
-            self.agree(f"output {name!r}", value, found[name])
+            self.agree(f"output {name!r}", value, found.get(name))
 
     def add(self, other: Tally) -> None:
         """Take in the differences of another tally."""
@@ -71,6 +71,8 @@ class Tally:
     def _fault(self, what: str, expected: object, found: object) -> str:
         if isinstance(expected, (list, dict)) or expected is None:
             return self._in_sequences(what, expected, found)
+        if found is None:
+            return "it is missing"
         a, b = np.asarray(expected), np.asarray(found)
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}"

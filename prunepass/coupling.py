@@ -28,12 +28,15 @@ class Group:
     Shapes
         units: (rows, n) unit ids. Every row must lose the same number (heads, conv groups); one row normally.
         axes: producing (tensor, axis) pairs.
+
+    `heads`: the units are whole heads of attention (policy `whole`).
     """
 
     name: str
     units: np.ndarray
     axes: tuple[tuple[str, int], ...]
     signature: str
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,12 +267,16 @@ class _Reader:
         order = np.argsort(member[live], kind="stable")
         gids, starts = np.unique(member[live][order], return_index=True)
         by_group = dict(zip(gids.tolist(), np.split(live[order], starts[1:])))
+        heads = set(
+            np.concatenate([np.zeros(0, int), *(self.classes[f].reshape(-1) for f in self.labels.heads)]).tolist()
+        )
         site_text = self._sites(factors, unit_of, member, live)
         found = []
         for gid, labels in sorted(by_group.items(), key=lambda item: int(item[1][0])):
             units = unit_of[rows[gid]] if gid in rows else unit_of[labels][None, :]
             own = tuple(axes.get(gid, {}))
-            found.append(Group(own[0][0] if own else f"group {gid}", units, own, site_text.get(gid, "")))
+            name = own[0][0] if own else f"group {gid}"
+            found.append(Group(name, units, own, site_text.get(gid, ""), int(labels[0]) in heads))
         return tuple(found)
 
     def _sites(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
@@ -193,7 +194,10 @@ def sha256_of(source: str | os.PathLike[str] | onnx.ModelProto | Graph) -> str:
 
 
 def size_bytes(graph: Graph) -> int:
-    """Return the bytes that `save` would write, data file included; exact, without encoding the weights."""
+    """Return the bytes that `save` would write, without encoding the weights.
+
+    Exact; with external data but for the length of the file name, which each tensor in the data file repeats.
+    """
     return sum(len(piece) for _, pieces in _lay_out(graph, Path("model.onnx")) for piece in pieces)
 
 
@@ -238,6 +242,8 @@ def _lay_out(graph: Graph, path: Path) -> list[tuple[Path, list[Any]]]:
 def _check_target(path: Path, graph: Graph, force: bool) -> None:
     if not path.parent.is_dir():
         raise PruneError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_symlink():  # it was resolved
+        raise PruneError(f"cannot write {path}: it is a loop of links; choose another output")
     if not path.exists():
         return
     if not path.is_file():
@@ -261,7 +267,9 @@ def _write(files: Sequence[tuple[Path, list[Any]]]) -> None:
         try:
             _put_in_place(moves)
         except BaseException:  # an interrupt; half of a pair must not stay
-            _put_in_place([(old, new) for old, new in moves if old.exists()])
+            left = [(old, new) for old, new in moves if old.exists()]
+            if len(moves) > 1 and left:
+                _put_in_place(left)
             raise
     finally:
         for temporary, _ in moves:
@@ -273,8 +281,9 @@ def _put_in_place(moves: list[tuple[Path, Path]]) -> None:
         moves[-1][1].unlink(missing_ok=True)
     for temporary, path in moves:
         temporary.replace(path)
-    folder = os.open(moves[-1][1].parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with contextlib.suppress(OSError):  # not every system can flush a folder; the files themselves are safe
+        folder = os.open(moves[-1][1].parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -22,12 +22,11 @@ from prunepass.manager import Context, Facts, Progress, Timing
 if TYPE_CHECKING:
     from prunepass.files import Source
     from prunepass.plan import Plan
-    from prunepass.verify import Certificate
 
 
 @dataclass(frozen=True)
 class Result:
-    """Hold a pruned model, the plan that made it, and the report with the certificate.
+    """Hold a pruned model, the plan that made it (None if there were several), and the report with the certificate.
 
     Example
         result = prunepass.prune("model.onnx", macs=0.5)
@@ -100,7 +99,9 @@ class Job:
         Raises
             VerifyError: the pruned and the masked model differ.
         """
-        certificate = self._certify() if verify else None
+        if verify:
+            self.context.tell("verify", 0, 1)
+        certificate = self.facts.get("verify") if verify else None
         with self.facts.timed("report"):
             found = self._figures()
         report = {
@@ -111,15 +112,18 @@ class Job:
             "timing": reports.timing(self.stages()),
             "versions": reports.versions(),
         }
-        return Result(self.facts.graph, self._plan(), reports.plain(report))
+        plans = self._plans()
+        return Result(self.facts.graph, plans[0] if len(plans) == 1 else None, reports.plain(report))
 
-    def _plan(self) -> Plan | None:
-        cuts = self.facts.cuts
-        return cuts[-1].plan if cuts else self.facts.last_plan
+    def _plans(self) -> list[Plan]:
+        """Return what was carried out, or else what was only decided."""
+        facts = self.facts
+        decided = [] if facts.last_plan is None else [facts.last_plan]
+        return [cut.plan for cut in facts.cuts] or decided
 
     def _figures(self) -> dict[str, Any]:
         """Return what the models weigh, and what the analyses found on the way."""
-        facts, origin, plan = self.facts, self.origin, self._plan()
+        facts, origin = self.facts, self.origin
         _, coupling = facts.first.get("coupling", (None, None))
         cost = CostModel(facts.graph, facts.get("shapes").shape, {}).total
         sha256, size = inputs.fingerprint(facts.graph)
@@ -130,15 +134,5 @@ class Job:
             "after": {"params": cost.params, "macs": cost.macs, "bytes": size, "nodes": len(facts.graph.nodes)},
             "barriers": [] if coupling is None else reports.barriers(coupling.barriers),
             "tied": [] if coupling is None else list(coupling.tied),
-            "groups": [] if plan is None else reports.plan_groups(plan),
+            "groups": [row for plan in self._plans() for row in reports.plan_groups(plan)],
         }
-
-    def _certify(self) -> Certificate:
-        from prunepass.verify import certify
-
-        facts = self.facts
-        self.context.tell("verify", 0, 1)
-        with facts.timed("verify"):
-            found = certify(facts.source, facts.cuts, facts.graph, self.context)
-        found.raise_if_failed()
-        return found

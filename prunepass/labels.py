@@ -86,6 +86,7 @@ class Labels:
     owner: int = -1
     pins: list[Pin] = field(default_factory=list)
     blocks: list[Factor] = field(default_factory=list)
+    heads: list[Factor] = field(default_factory=list)
     joint_seen: bool = False
     _count: int = 1
     _bases: dict[Hashable, tuple[int, int]] = field(default_factory=dict)
@@ -208,11 +209,25 @@ class Labels:
             return self._overlap(big, small, reason)
         if constant_along(big, shared):
             return (collapse(big, shared), small)
-        if constant_along(big, rest) or spans(big)[-1] in shared or self.policy == "whole":
+        inner = spans(big)[-1]
+        if self.policy == "whole" and not constant_along(big, [inner]):
+            return self._relate_blocks(big, small, reason)
+        if constant_along(big, rest) or inner in shared:
             self.unify(self.unify_along(big, rest), small)
             return (small,)
         self.pin(small, f"{reason}: one index stands for a whole block, and blocks stay")
         return (big,)
+
+    def _relate_blocks(self, big: Factor, small: Factor, reason: str) -> Factors:
+        """Policy `whole`: only the blocks of the joint factor may go; an index inside a block stays."""
+        inner = spans(big)[-1]
+        blocks = self.tidy(self.unify_along(big, [inner]), reason)
+        if small.shape[inner] == 1:
+            return (small,) if blocks is None else self.relate(blocks, small, reason)
+        left = self.pin_axis(small, inner, f"{reason}: only whole blocks are removed")
+        if left is None or blocks is None:
+            return tuple(f for f in (left, blocks) if f is not None)
+        return self.relate(blocks, left, reason)
 
     def _overlap(self, a: Factor, b: Factor, reason: str) -> Factors:
         """Relate two joint factors of which neither spans the other's axes: keep what they share, aligned."""
@@ -239,13 +254,19 @@ class Labels:
                 return
         merged.append(factor)
 
-    def at_block_site(self, factor: Factor) -> Factor | None:
-        """Apply the policy to a joint factor where its axes play different roles in a contraction or a grouped op."""
+    def at_block_site(self, factor: Factor, heads: bool = True) -> Factor | None:
+        """Apply the policy to a joint factor where its axes play different roles in a contraction or a grouped op.
+
+        `heads`: the blocks are heads of attention, not groups of channels.
+        """
         axes = spans(factor)
         if len(axes) < 2:
             return factor
         if self.policy == "whole":
-            return self.tidy(self.unify_along(factor, axes[-1:]))
+            whole = self.tidy(self.unify_along(factor, axes[-1:]))
+            if heads and whole is not None:
+                self.heads.append(whole)
+            return whole
         if self.policy == "aligned":
             return self.tidy(self.unify_along(factor, axes[:-1]))
         self.blocks.append(factor)
@@ -286,7 +307,7 @@ class Labels:
 
     # ---- rounds --------------------------------------------------------------------------------------------------
     def begin_round(self) -> None:
-        """Forget the pins and block structures of the round before; labels and merges stay."""
+        """Forget the pins and block structures of the round before; labels, merges and heads stay."""
         self.pins.clear()
         self.blocks.clear()
 

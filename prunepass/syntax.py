@@ -77,12 +77,17 @@ def _build_from_text(text: str, at: int, name: str, given: dict[str, tuple[int, 
         cls = find(name)
     for option, (column, value) in given.items():
         with _located(text, column):
-            typed[option] = _parse_option(cls, option, value)
+            typed[option] = parse_option(cls, option, value)
     with _located(text, at):
         return build(name, **typed)
 
 
-def _parse_option(cls: type[Pass], option: str, value: str) -> Any:
+def parse_option(cls: type[Pass], option: str, value: str) -> Any:
+    """Read the value of one option of a pass from its text.
+
+    Raises
+        PipelineError: the pass has no such option, or the text does not fit its type.
+    """
     check_options(cls, [option])
     try:
         return parse_value(value, typing.get_type_hints(cls)[option])

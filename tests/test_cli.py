@@ -102,7 +102,7 @@ def test_quiet_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -
         (["-v"], "", "INFO: slice-channels"),
         (["--debug"], "", "INFO: slice-channels"),
         (["--no-verify"], "certificate skipped", ""),
-        (["--verify-each"], "verify after slice-channels", ""),
+        (["--verify-each", "--time"], "verify           ", ""),
         (["--data", "data.npz", "-v"], "certificate passed on", "no input is called labels"),
         (["-p", "canonicalize,select{ratio=0.5},slice-channels", "--keep", "head"], "certificate passed", ""),
         (["--shape", "image=2,1,8,8", "--seed", "5"], "certificate passed", ""),
@@ -192,7 +192,7 @@ USAGE = [
     (["model.onnx", "--bytes", "nan"], "argument --bytes: 'nan' does not fit"),
     (["model.onnx", "--align", "0"], "argument --align: '0' does not fit: a whole number of at least 1"),
     (["model.onnx", "--seed", "x"], "argument --seed: 'x' does not fit"),
-    (["model.onnx", "--scope", "here"], "argument --scope: invalid choice: 'here'"),
+    (["model.onnx", "--scope", "here"], "argument --scope: option 'scope' of 'select': 'here' is not one of global"),
     (["model.onnx", "--criterion", "l22"], "argument --criterion: unknown criterion 'l22'; did you mean 'l2'?"),
     (["model.onnx", "--criterion", "random{sed=1}"], "has no option 'sed'; did you mean 'seed'?"),
     (["model.onnx", "--keep", "("], "argument --keep: '(' is no regular expression"),
@@ -227,6 +227,7 @@ def test_usage_errors(arguments: list[str], message: str, folder: Path, capfd: p
     fails(arguments, 2, message, folder, capfd)
 
 
+TWICE = "select{ratio=0.2},slice-channels"
 MISTAKES = [
     (["model.onnx", "-o", "model.onnx"], "the output 'model.onnx' is the input; choose another name, or --force"),
     (["model.onnx", "-o", "link.onnx"], "is the input"),
@@ -239,6 +240,7 @@ MISTAKES = [
     (["model.onnx", "-p", "select{ratio=1}"], "ratio=1.0 must be at least 0 and below 1"),
     (["model.onnx", "-p", "slice-channels"], "there is no plan; put a select pass before it"),
     (["model.onnx", "-p", "canonicalize", "--plan", "p.json"], "the pipeline made no plan"),
+    (["model.onnx", "-p", f"{TWICE},{TWICE}", "--plan", "p.json"], "the pipeline made no plan, or several"),
     (["model.onnx", "--shape", "imag=1,1,8,8"], "no such input; did you mean 'image'?"),
     (["model.onnx", "--shape", "image=1,8,8"], "has 3 axes, the model says 4"),
     (["model.onnx", "--shape", "image=1,3,8,8"], "has 3 on axis 1, the model 1"),
@@ -382,7 +384,7 @@ def test_a_failed_certificate_is_code_3(
     def differs(*_: object) -> None:
         raise VerifyError("output 'logits' differs by 0.3")
 
-    monkeypatch.setattr("prunepass.verify.certify", differs)
+    monkeypatch.setattr("prunepass.passes.analysis.verify.certify", differs)
     fails(["model.onnx", "--report", "r.json"], 3, "output 'logits' differs by 0.3", folder, capfd)
 
 

@@ -355,6 +355,26 @@ def test_an_interrupt_between_two_files_leaves_a_pair_that_fits(
     np.testing.assert_array_equal(outputs(tmp_path / "m.onnx"), outputs(graph))
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_an_interrupt_at_the_very_end_leaves_the_new_files(
+    external: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = load(chain())
+    graph.external = external
+    opened = os.open
+
+    def interrupted(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if Path(path) == tmp_path:  # the folder is flushed last
+            raise KeyboardInterrupt
+        return opened(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(graph, tmp_path / "m.onnx")
+    assert listing(tmp_path) == ["m.onnx", "m.onnx.data"][: 1 + external]
+    np.testing.assert_array_equal(outputs(tmp_path / "m.onnx"), outputs(graph))
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,6 +96,17 @@ def make_passes() -> SimpleNamespace:
             return self.steps
 
     @dataclass(frozen=True)
+    class Verify(Analysis):
+        """Accept fewer than five nodes."""
+
+        name = "verify"
+
+        def run(self, graph: Graph, facts: Facts) -> None:
+            calls.append(f"verify {len(graph.nodes)}")
+            if len(graph.nodes) > 4:
+                raise VerifyError(f"{len(graph.nodes)} nodes")
+
+    @dataclass(frozen=True)
     class Broken(Rewrite):
         """Fail with an error of Python."""
 
@@ -183,7 +193,7 @@ BAD_TEXT = [
     ("grow,", "a pass name is expected (column 6"),
     ("grow,,size", "a pass name is expected (column 6"),
     ("grw", "unknown pass 'grw'; did you mean 'grow'? (column 1"),
-    ("size,qqqq", "unknown pass 'qqqq'; known: broken, circle, grow, size, spoil, twice (column 6"),
+    ("size,qqqq", "unknown pass 'qqqq'; known: broken, circle, grow, size, spoil, twice, verify (column 6"),
     ("grow{step=1}", "pass 'grow' has no option 'step'; did you mean 'steps'? (column 6"),
     ("twice{x=1}", "pass 'twice' has no option 'x'; it takes none"),
     ("grow{steps=1.5}", "option 'steps' of 'grow': '1.5' is not an integer (column 6"),
@@ -288,46 +298,24 @@ def test_a_broken_pass_gives_one_line_and_a_reproducer() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-class Verdict:
-    """Stand in for a certificate."""
-
-    def __init__(self, passed: bool) -> None:
-        self.passed = passed
-
-    def raise_if_failed(self) -> None:
-        """Raise unless passed."""
-        if not self.passed:
-            raise VerifyError("differs")
-
-
-def certify_with(passed: bool, seen: list[int]) -> SimpleNamespace:
-    """Stand in for the verify module."""
-
-    def certify(source: Graph, cuts: list[Any], result: Graph, context: Context) -> Verdict:
-        seen.append(len(result.nodes) - len(source.nodes))
-        return Verdict(passed)
-
-    return SimpleNamespace(certify=certify)
-
-
-def test_verify_each_checks_every_rewrite(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    monkeypatch.setitem(sys.modules, "prunepass.verify", certify_with(True, seen))
-    facts = Pipeline.parse("size,grow,grow{steps=2}").run(graph(), verify_each=True)
-    assert seen == [1, 3]
-    assert [t.name for t in facts.timing].count("verify after grow") == 2
+def test_verify_each_checks_every_rewrite(fakes: SimpleNamespace) -> None:
+    Pipeline.parse("size,grow,grow{steps=2},grow{steps=0}").run(graph(), verify_each=True)
+    assert [call for call in fakes.calls if "verify" in call] == ["verify 2", "verify 4"]
 
 
 @pytest.mark.parametrize(
-    ("text", "passed", "error", "message"),
-    [("grow", False, VerifyError, "differs"), ("spoil", True, PruneError, "pass 'spoil' left an invalid model")],
+    ("text", "error", "message"),
+    [
+        ("grow{steps=5},size{unit=5}", VerifyError, "6 nodes"),
+        ("spoil,size{unit=5}", PruneError, "pass 'spoil' left an invalid model"),
+    ],
 )
 def test_verify_each_stops_at_the_bad_pass(
-    text: str, passed: bool, error: type[PruneError], message: str, monkeypatch: pytest.MonkeyPatch
+    text: str, error: type[PruneError], message: str, fakes: SimpleNamespace
 ) -> None:
-    monkeypatch.setitem(sys.modules, "prunepass.verify", certify_with(passed, []))
     with pytest.raises(error, match=message):
-        Pipeline.parse(text + ",size").run(graph(), verify_each=True)
+        Pipeline.parse(text).run(graph(), verify_each=True)
+    assert "size5" not in fakes.calls
 
 
 def test_plug_ins_are_loaded_and_a_broken_one_is_left_out(

@@ -104,7 +104,7 @@ def feed_value(net: Net, value: Value, name: str) -> str:
         return net.const(value.data, name)
     shape = flat_shape(value)
     if value.kind == "constant":
-        data = net.rng.normal(0, 1, shape)
+        data = net.rng.normal(0, max(1, math.prod(shape)) ** -0.25, shape)
         if value.domain == "unit":
             data = 1 / (1 + np.exp(-data))
         elif value.domain == "bool":

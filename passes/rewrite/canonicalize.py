@@ -9,10 +9,15 @@ import numpy as np
 
 from prunepass.graph import Graph, Node
 from prunepass.manager import Facts, Rewrite
-from prunepass.rules.values import VALUES
+from prunepass.rules.folding import GROWS, MOVES, WHOLE_MOVES
+from prunepass.rules.values import SHAPE_VALUES, VALUES, evaluate
 from prunepass.sequences import unpack_sequences
+from prunepass.shuffle import chains, gather_shuffles, is_static
+from prunepass.tidying import bypass_no_ops, remove_dead, remove_unused
 
 _SMALL_BYTES = 1 << 14
+_FEW = 64
+"""Elements of a tensor that is small whatever it holds."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +25,26 @@ class Canonicalize(Rewrite):
     """Store constants as initializers, fold what is known, bypass no-ops, give each use of a vector its own copy.
 
     Sharing that is an accident of storage (all zero biases of a fresh model are one initializer) must not couple
-    layers; `clean` shares equal tensors again. A weight matrix that several nodes use is tied, and stays tied.
+    layers; `clean` shares equal tensors again. A weight matrix that several nodes use is tied, and stays tied. A
+    channel shuffle becomes one Gather. Sizes that follow from fixed input shapes become constants. What nobody reads
+    goes, so that costs are those of the model that runs.
     """
 
     name = "canonicalize"
 
     def run(self, graph: Graph, facts: Facts) -> int:
-        """Return the number of nodes and uses that changed."""
+        """Return the number of nodes, constants and uses that changed."""
         changes = store_constants(graph)
+        changes += bypass_no_ops(graph)
         changes += fold_constants(graph)
         changes += unpack_sequences(graph)
-        changes += bypass_identities(graph)
+        if is_static(graph) and any(node.op in SHAPE_VALUES for node in graph.nodes):
+            changes += fold_sizes(graph, facts.get("shapes").value)
+        if any(True for _ in chains(graph)):
+            shapes = facts.get("shapes")
+            changes += gather_shuffles(graph, shapes.shape, certain=not shapes.observed)
+        changes += bypass_no_ops(graph)
+        changes += remove_dead(graph) + remove_unused(graph)
         return changes + unshare(graph)
 
 
@@ -66,35 +80,41 @@ def _store(graph: Graph, node: Node) -> bool:
 def fold_constants(graph: Graph) -> int:
     """Evaluate nodes whose inputs are all constants, where the result is not larger than what it replaces."""
     outputs, kept = set(graph.output_names), []
+    users = {name: len({id(node) for node, _ in found}) for name, found in graph.uses().items()}
     for node in graph.nodes:
-        if not _foldable(graph, node, outputs) or not _fold(graph, node):
+        if not _foldable(graph, node, outputs, users) or not _fold(graph, node):
             kept.append(node)
     changes = len(graph.nodes) - len(kept)
     graph.nodes = kept
     return changes
 
 
-def _foldable(graph: Graph, node: Node, outputs: set[str]) -> bool:
+def _foldable(graph: Graph, node: Node, outputs: set[str], users: dict[str, int]) -> bool:
     given = [name for name in node.inputs if name]
     return (
         node.op in VALUES
         and bool(given)
-        and all(name in graph.consts for name in given)
-        and not outputs & set(node.outputs)
-        and not set(given) & graph.overridable
+        and all(name in graph.consts and name not in graph.overridable for name in given)
+        and outputs.isdisjoint(node.outputs)
+        and not (node.op in WHOLE_MOVES and users[given[0]] > 1 and _is_weight(graph, given[0]))
     )
+
+
+def _is_weight(graph: Graph, name: str) -> bool:
+    """Whether a constant has several axes: one that is read twice is tied, and a moved copy would untie it."""
+    return sum(size > 1 for size in graph.consts.shape(name)) > 1
 
 
 def _fold(graph: Graph, node: Node) -> bool:
     before = sum(graph.consts.nbytes(name) for name in node.inputs if name)
-    if node.op in ("Expand", "Tile", "ConstantOfShape", "OneHot", "EyeLike") and not _stays_small(graph, node):
+    if node.op in GROWS and not _stays_small(graph, node):
         return False
-    if before > _SMALL_BYTES and node.op not in _MOVES:
+    if before > _SMALL_BYTES and node.op not in MOVES:
         return False
-    inputs = [graph.consts[name] if name else None for name in node.inputs]
-    with np.errstate(all="ignore"):
-        results = VALUES[node.op](node, inputs)
-    size, numbers = sum(a.nbytes for a in results), any(a.dtype.kind == "f" and a.size > 64 for a in results)
+    results = evaluate(node, [graph.consts[name] if name else None for name in node.inputs])
+    if results is None:
+        return False
+    size, numbers = sum(a.nbytes for a in results), any(a.dtype.kind == "f" and a.size > _FEW for a in results)
     if size > (before if numbers else max(before, _SMALL_BYTES)):
         return False
     for name, array in zip(node.outputs, results):
@@ -103,43 +123,31 @@ def _fold(graph: Graph, node: Node) -> bool:
     return True
 
 
-_MOVES = frozenset("Concat Flatten Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split())
-
-
 def _stays_small(graph: Graph, node: Node) -> bool:
     """Bound the size of a result before it is made."""
-    sizes = graph.consts[node.inputs[-1]] if node.op != "OneHot" else graph.consts[node.inputs[1]]
+    sizes = graph.consts[node.inputs[GROWS[node.op]]]
     if sizes.dtype.kind not in "iu" or sizes.size > 16:
         return False
     grown = math.prod(max(1, int(v)) for v in sizes.reshape(-1))
     return grown * max(1, math.prod(graph.consts.shape(node.inputs[0]))) <= _SMALL_BYTES // 8
 
 
-def bypass_identities(graph: Graph) -> int:
-    """Let the users of a node that changes nothing read its input."""
-    outputs, names, kept = set(graph.output_names), dict[str, str](), []
+def fold_sizes(graph: Graph, values: dict[str, np.ndarray]) -> int:
+    """Replace nodes that compute short lists of integers, known from the fixed input shapes, by constants."""
+    outputs, kept = set(graph.output_names), []
+    fed = set(graph.overridable)  # and what follows from them
     for node in graph.nodes:
-        node.inputs = [names.get(name, name) for name in node.inputs]
-        for name in node.captured:
-            if name in names:
-                node.rename_captured(name, names[name])
-        if _does_nothing(node) and node.outputs[0] not in outputs:
-            names[node.outputs[0]] = node.inputs[0]
+        if node.op not in SHAPE_VALUES and not fed.isdisjoint((*node.inputs, *node.captured)):
+            fed.update(node.outputs)
+        made = [name for name in node.outputs if name]
+        known = all(name in values and values[name].dtype.kind in "iub" for name in made)
+        if known and outputs.isdisjoint(made) and fed.isdisjoint(made) and all(values[n].size <= _FEW for n in made):
+            graph.consts.update({name: values[name] for name in made})
         else:
             kept.append(node)
     changes = len(graph.nodes) - len(kept)
     graph.nodes = kept
     return changes
-
-
-def _does_nothing(node: Node) -> bool:
-    single = not any(node.outputs[1:])
-    if node.op == "Dropout":
-        return single and len(node.inputs) < 3
-    if node.op == "Transpose":
-        perm = node.attr("perm")
-        return perm is not None and list(perm) == sorted(perm)
-    return node.op == "Identity" or (node.op in ("Concat", "Sum", "Max", "Min", "Mean") and len(node.inputs) == 1)
 
 
 def unshare(graph: Graph) -> int:

@@ -8,49 +8,36 @@ import numpy as np
 
 from prunepass.graph import Graph
 from prunepass.manager import Facts, Rewrite
+from prunepass.tidying import bypass_no_ops, remove_dead, remove_unused
 
 
 @dataclass(frozen=True)
 class Clean(Rewrite):
-    """Remove dead nodes and unused initializers, and share equal tensors."""
+    """Remove no-ops, dead nodes and unused initializers, and share equal tensors."""
 
     name = "clean"
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes, tensors and uses that changed."""
-        return remove_dead(graph) + share_equal(graph) + remove_unused(graph)
-
-
-def remove_dead(graph: Graph) -> int:
-    """Remove nodes of which no result reaches a graph output."""
-    live, kept = set(graph.output_names), []
-    for node in reversed(graph.nodes):
-        if live.intersection(node.outputs):
-            live.update(node.inputs)
-            live.update(node.captured)
-            kept.append(node)
-    changes = len(graph.nodes) - len(kept)
-    graph.nodes = kept[::-1]
-    return changes
+        return bypass_no_ops(graph) + remove_dead(graph) + share_equal(graph) + remove_unused(graph)
 
 
 def share_equal(graph: Graph) -> int:
-    """Let all uses of equal tensors read the first of them."""
+    """Let all uses of equal tensors read the first of them; return the number of uses that changed."""
     first: dict[tuple[object, ...], list[str]] = {}
     twin_of: dict[str, str] = {}
     for name in graph.consts:
+        if name in graph.overridable:
+            continue
         key = (graph.consts.elem_type(name), graph.consts.shape(name), _sample(graph.consts[name]))
-        for other in first.setdefault(key, []):
-            if name not in graph.overridable and _equal(graph.consts[name], graph.consts[other]):
-                twin_of[name] = other
-                break
+        others = first.setdefault(key, [])
+        twin = next((other for other in others if _equal(graph.consts[name], graph.consts[other])), None)
+        if twin is None:
+            others.append(name)
         else:
-            if name not in graph.overridable:
-                first[key].append(name)
-    if not twin_of:
-        return 0
+            twin_of[name] = twin
     changes = 0
-    for node in graph.nodes:
+    for node in graph.nodes if twin_of else ():
         shared = [twin_of.get(name, name) for name in node.inputs]
         changes += sum(a != b for a, b in zip(shared, node.inputs))
         node.inputs = shared
@@ -61,10 +48,10 @@ def share_equal(graph: Graph) -> int:
     return changes
 
 
-def _sample(array: np.ndarray) -> bytes:
-    """Some bytes of a tensor that tell most different ones apart."""
-    flat = array.reshape(-1)
-    return flat[:: max(1, flat.size // 64)].tobytes()
+def _sample(array: np.ndarray) -> object:
+    """Some elements of a tensor that tell most different ones apart."""
+    some = array.reshape(-1)[:: max(1, array.size // 64)]
+    return tuple(some) if array.dtype == object else some.tobytes()
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
@@ -76,15 +63,3 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     step = 1 << 20
     x, y = a.reshape(-1), b.reshape(-1)
     return all(x[i : i + step].tobytes() == y[i : i + step].tobytes() for i in range(0, x.size, step))
-
-
-def remove_unused(graph: Graph) -> int:
-    """Remove constants that no node reads."""
-    used = set(graph.output_names)
-    for node in graph.nodes:
-        used.update(node.inputs)
-        used.update(node.captured)
-    unused = [name for name in graph.consts if name not in used and name not in graph.overridable]
-    for name in unused:
-        del graph.consts[name]
-    return len(unused)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from prunepass.cost import Cost, CostModel
-from prunepass.coupling import Coupling
+from prunepass.coupling import Coupling, Group
 from prunepass.criteria import Weights, criterion, rate
 from prunepass.errors import BudgetError, PipelineError
 from prunepass.graph import Graph
@@ -30,7 +30,7 @@ from prunepass.selection import (
     take_share,
 )
 
-Scope = Literal["global", "local", "isomorphic"]
+Scope = Literal["global", "local", "isomorphic", "heads"]
 _BUDGETS = ("macs", "params", "bytes")
 
 
@@ -41,7 +41,9 @@ class Select(Rewrite):
     Units
         ratio: share of all units to remove. macs, params, bytes: share of the whole model that may stay.
         align: kept channels per axis are a multiple of it; 1 switches it off. keep: regular expressions of names that
-        stay whole. steps: rounds of scoring and removing. max_ratio: largest share that one group may lose.
+        stay whole. scope: rank all groups together, each for itself, equal structures together, or whole heads of
+        attention only (with their key and value heads, whatever the policy says). steps: rounds of scoring and
+        removing. max_ratio: largest share that one group may lose.
     Raises
         BudgetError: the budget cannot be reached; says the nearest that can.
     """
@@ -80,9 +82,10 @@ class Select(Rewrite):
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Store the plan in `facts.plan` and return the number of units that go."""
-        coupling: Coupling = facts.get("coupling", policy=self.policy)
+        policy: Policy = "whole" if self.scope == "heads" else self.policy
+        coupling: Coupling = facts.get("coupling", policy=policy)
         options = {"criterion": self.criterion, "reduce": self.reduce, "normalise": self.normalise}
-        scores = facts.get("importance", policy=self.policy, **options).scores
+        scores = facts.get("importance", policy=policy, **options).scores
         kept = kept_by_name(graph, coupling, (*self.keep, *facts.context.keep))
         choice = _Choice(self, coupling, kept, facts)
         removed = np.zeros(coupling.n_units, bool)
@@ -113,15 +116,18 @@ class _Choice:
 
     def __init__(self, options: Select, coupling: Coupling, kept: np.ndarray, facts: Facts) -> None:
         self.options, self.coupling, self.kept = options, coupling, kept
+        heads = options.scope == "heads"
+        self.groups = tuple(g for g in coupling.groups if g.heads or not heads)
+        self.align = 1 if heads else options.align
         self.budget = next((b for b in _BUDGETS if getattr(options, b) is not None), None)
         self.facts = facts
 
     def removed(self, scores: np.ndarray, progress: float) -> np.ndarray:
         """Return which units go when `progress` (0 to 1) of the way is to be covered."""
-        options, groups = self.options, self.coupling.groups
+        options, groups = self.options, self.groups
         finite = np.where(np.isneginf(scores), np.nanmin(scores[np.isfinite(scores)], initial=0.0) - 1.0, scores)
         frozen = self.kept | protected_units(self.coupling, finite) | np.isposinf(scores)
-        events = ladder(groups, finite, frozen, options.align, options.max_ratio)
+        events = ladder(groups, finite, frozen, self.align, options.max_ratio)
         sizes = [g.units.size for g in groups]
         if self.budget is not None:
             return self._within_budget(_ordered(events, sizes, options.scope, groups), progress)
@@ -129,11 +135,11 @@ class _Choice:
         return removed_by(self._by_share(events, sizes, share), self.coupling.n_units)
 
     def _by_share(self, events: list[list[Event]], sizes: list[int], share: float) -> list[Event]:
-        if self.options.scope == "global":
+        if self.options.scope in ("global", "heads"):
             return take_share(ranking(events), share, sum(sizes))
         classes: list[list[int]] = [[i] for i in range(len(events))]
         if self.options.scope == "isomorphic":
-            classes = list(isomorphic_classes(self.coupling.groups).values())
+            classes = list(isomorphic_classes(self.groups).values())
         chosen = []
         for members in classes:
             chosen += take_share(ranking([events[i] for i in members]), share, sum(sizes[i] for i in members))
@@ -141,7 +147,7 @@ class _Choice:
 
     def _within_budget(self, order: list[Event], progress: float) -> np.ndarray:
         assert self.budget is not None
-        model: CostModel = self.facts.get("cost", policy=self.options.policy)
+        model: CostModel = self.facts.get("cost", policy=self.coupling.policy)
         whole = getattr(model.total, self.budget)
         share = 1 - (1 - getattr(self.options, self.budget)) * progress
         n_units = self.coupling.n_units
@@ -154,20 +160,20 @@ class _Choice:
         if chosen is None:
             least = cost(order) / whole
             raise BudgetError(
-                f"select: {self.budget}={share:.4g} cannot be reached; the least with align={self.options.align} is "
+                f"select: {self.budget}={share:.4g} cannot be reached; the least with align={self.align} is "
                 f"{math.ceil(least * 1e4) / 1e4:.4f}: see `prunepass inspect` for what cannot shrink"
             )
         return removed_by(chosen, n_units)
 
 
-def _ordered(events: list[list[Event]], sizes: list[int], scope: Scope, groups: Sequence[object]) -> list[Event]:
+def _ordered(events: list[list[Event]], sizes: list[int], scope: Scope, groups: Sequence[Group]) -> list[Event]:
     """One order for a budget: by score, or (local, isomorphic) so that all groups or classes shrink in step."""
-    if scope == "global":
+    if scope in ("global", "heads"):
         return ranking(events)
     found = []
     classes = [[i] for i in range(len(events))]
     if scope == "isomorphic":
-        classes = list(isomorphic_classes(groups).values())  # type: ignore[arg-type]
+        classes = list(isomorphic_classes(groups).values())
     for members in classes:
         total, taken = sum(sizes[i] for i in members), 0
         for event in ranking([events[i] for i in members]):

@@ -13,7 +13,6 @@ import prunepass
 
 BUDGETS = ("ratio", "macs", "params", "bytes")
 SELECTION = (*BUDGETS, "criterion", "scope", "align")
-SCOPES = ("global", "local", "isomorphic")
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,7 +56,7 @@ def prune_parser() -> Parser:
     amount.add_argument("--bytes", metavar="F", type=fraction, help="keep at most this share of the file size")
     which = parser.add_argument_group("which channels")
     which.add_argument("--criterion", metavar="C", help="importance criterion, see --list (default: l2)")
-    which.add_argument("--scope", choices=SCOPES, help="rank over the model, per group, or per kind (default: global)")
+    which.add_argument("--scope", metavar="S", help="what is ranked together, see --list (default: global)")
     which.add_argument("--align", metavar="N", type=positive, help="keep multiples of N channels (default: 8)")
     which.add_argument("--keep", metavar="REGEX", type=regex, action="append", default=[], help="keep what it matches")
     which.add_argument("-p", "--pipeline", metavar="PIPELINE", help="the passes to run instead of the default ones")

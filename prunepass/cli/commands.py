@@ -16,17 +16,18 @@ from prunepass import api, inputs
 from prunepass.cli import show
 from prunepass.cli.arguments import SELECTION
 from prunepass.cli.catalogue import catalogue
-from prunepass.criteria import criterion
 from prunepass.errors import PipelineError, PruneError
 from prunepass.job import Result
+from prunepass.registry import build, find
 from prunepass.report import write_json, write_text
+from prunepass.syntax import parse_option
 
 
 def prune(args: argparse.Namespace) -> None:
     """Do the main job."""
     model = Path(args.model)
     output = args.output or model.with_name(f"{model.stem}.pruned.onnx")
-    _check_criterion(args.criterion)
+    _check_words(args)
     inputs.check_outputs([output, args.report, args.plan], _sources(args), args.force)
     selection = {name: value for name in SELECTION if (value := getattr(args, name)) is not None}
     with _bar(args) as progress:
@@ -91,13 +92,15 @@ class UsageError(PruneError):
     exit_code = 2
 
 
-def _check_criterion(text: str | None) -> None:
-    if text is None:
-        return
-    try:
-        criterion(text)
-    except PipelineError as error:
-        raise UsageError(f"argument --criterion: {error}") from error
+def _check_words(args: argparse.Namespace) -> None:
+    """Refuse a criterion or scope that no pass or plug-in knows."""
+    for option in ("criterion", "scope"):
+        text = getattr(args, option)
+        if text is not None:
+            try:
+                build("select", **{option: parse_option(find("select"), option, text)})
+            except PipelineError as error:
+                raise UsageError(f"argument --{option}: {error}") from error
 
 
 def _sources(args: argparse.Namespace) -> list[Path]:
@@ -116,7 +119,7 @@ def _bar(args: argparse.Namespace) -> show.Bar:
 def _write(result: Result, output: Path, force: bool, report: Path | None = None, plan: Path | None = None) -> None:
     """Write what was asked for; an interrupt waits until all of it is there."""
     if plan is not None and result.plan is None:
-        raise PipelineError("the pipeline made no plan; --plan needs a select pass")
+        raise PipelineError("the pipeline made no plan, or several; --plan needs one select pass")
     with _uninterrupted():
         result.save(output, force=force)
         if plan is not None and result.plan is not None:

@@ -1,6 +1,17 @@
 """What each operator means, one table per question; plug-ins add rows through the entry points `prunepass.rules`."""
 
-from prunepass.rules import convolution, indexing, layout, quantised, recurrent
+from prunepass.rules import attention, convolution, experts, fused, indexing, layout, quantised, recurrent
 from prunepass.rules.dims import DIMS, rule
 
-__all__ = ["DIMS", "convolution", "indexing", "layout", "quantised", "recurrent", "rule"]
+__all__ = [
+    "DIMS",
+    "attention",
+    "convolution",
+    "experts",
+    "fused",
+    "indexing",
+    "layout",
+    "quantised",
+    "recurrent",
+    "rule",
+]

@@ -233,6 +233,9 @@ def fused_weights(step: Step) -> None:
     wide = (*[1] * len(lead), weight.shape[1])
     each = tuple(size // heads for size in sizes)
     query, key, value = _side_by_side(step, projected, wide, (heads,) * 3, each)
+    for part in (query, key, value):  # no value of the graph has the labels of one part alone
+        if step.labels.policy != "whole":
+            step.labels.blocks.append(matrix(step, part))
     if step.node.op == f"{_MS}Attention" and (step.has(4) or any(step.node.outputs[1:])):
         _one_cache(step, key, value)
     _result(step, attend(step, query, key, value, bias=5)[0], query, value)

@@ -111,14 +111,14 @@ def _tie_groups(
         if og == 1:
             labels.pin(outer, f"{step.node.label}: one output per group, and the groups are fixed by its input")
             return None, None, False
-        return None, labels_flat(labels.at_block_site(blocks_out), blocks_out), False
+        return None, labels_flat(labels.at_block_site(blocks_out, heads=False), blocks_out), False
     blocks_in = inner.reshape(groups, ig)
     if ig == 1 or og == 1 or labels.policy == "whole":
         first = labels.unify_along(blocks_in, [1])
         labels.unify(labels.unify_along(blocks_out, [1]), first)
         block = first.reshape(-1)
         return np.repeat(block, ig), np.repeat(block, og), True
-    new_in, new_out = labels.at_block_site(blocks_in), labels.at_block_site(blocks_out)
+    new_in, new_out = labels.at_block_site(blocks_in, heads=False), labels.at_block_site(blocks_out, heads=False)
     return labels_flat(new_in, blocks_in), labels_flat(new_out, blocks_out), False
 
 
@@ -163,7 +163,7 @@ def group_norm(step: Step) -> None:
     if channels is None:
         return step.set(0, batch)
     blocks = channels.reshape(groups, -1)
-    left = step.labels.at_block_site(blocks) if groups > 1 and blocks.shape[1] > 1 else blocks
+    left = step.labels.at_block_site(blocks, heads=False) if groups > 1 and blocks.shape[1] > 1 else blocks
     flat = labels_flat(left, blocks)
     for position in (1, 2):
         _vector(step, position, flat)

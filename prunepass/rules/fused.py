@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from prunepass.graph import Node
 from prunepass.labels import spans
 from prunepass.rules.convolution import Roles, convolve
 from prunepass.rules.dims import DIMS, broadcast, elementwise, gemm, same
 from prunepass.rules.layout import window
-from prunepass.rules.masks import MASKS, Masking, conv, layer_norm
+from prunepass.rules.masks import MASKS, Masking, conv
 from prunepass.rules.masks import gemm as masked_gemm
 from prunepass.rules.step import Letter, Operand, Refused, Step
 
@@ -34,33 +35,25 @@ def skip_norm(step: Step) -> None:
 
 @MASKS.row(_SKIP)
 def skip_norm_masked(m: Masking) -> None:
-    if m.mask(0, [m.rank() - 1]) is None:
+    mask = m.mask(0, [m.rank() - 1])
+    if mask is None:
         return
-    simple = m.node.op.startswith(f"{_MS}SkipSimplified")
-    bias = 3 if simple else 4
-    total = m.add("Add", m.node.inputs[:2])
-    if len(m.node.inputs) > bias and m.node.inputs[bias]:
-        total = m.add("Add", [total, m.node.inputs[bias]])
-    settings = [x for x in m.node.inputs[2 : 3 if simple else 4] if x]
-    op = "SimplifiedLayerNormalization" if simple else "LayerNormalization"
-    _normalised(m, op, total, 0, settings, m.node.attr("epsilon", 1e-12))
-    if len(m.node.outputs) > 3 and m.node.outputs[3]:
+    ins = [*m.node.inputs, "", ""]
+    simple = m.node.op == f"{_MS}SkipSimplifiedLayerNormalization"
+    beta, bias = ("", ins[3]) if simple else (ins[3], ins[4])
+    total = m.add("Add", ins[:2])
+    total = m.add("Add", [total, bias]) if bias else total
+    if any(m.node.outputs[3:]):
         m.before.append(Node.make("Identity", [total], [m.node.outputs[3]], name=m.node.outputs[3]))
+    _standardised(m, total, mask, ins[2], beta, centre=not simple)
 
 
-def _normalised(m: Masking, op: str, name: str, like: int, settings: Sequence[str], epsilon: float) -> None:
-    """Put a masked norm of a value that was computed in front in the place of the node; `like`: an input of its type."""
-    node = Node.make(op, [name, *settings], [m.node.outputs[0]], name=m.node.name, epsilon=epsilon, axis=-1)
-    source = m.node.outputs[0]
-    inner = replace(
-        m,
-        node=node,
-        shapes=ChainMap({name: m.shapes[source]}, dict(m.shapes)),
-        dtypes=ChainMap({name: m.dtype(like)}, dict(m.dtypes)),
-        factors=ChainMap({name: m.factors.get(source, ())}, dict(m.factors)),
-    )
-    layer_norm(inner)
-    m.replaced = inner.replaced
+def _standardised(m: Masking, name: str, mask: np.ndarray, scale: str, shift: str, centre: bool = True) -> None:
+    """Normalise the last axis of a value that is computed in front, in the place of the node."""
+    last, shape = mask.ndim - 1, m.shapes[m.node.outputs[0]]
+    y = m.standardise_shape(name, mask, [last], m.node.attr("epsilon", 1e-12), shape, centre)
+    y = m.add("Mul", [y, scale])
+    m.become(m.add("Add", [y, shift]) if shift else y)
 
 
 @DIMS.row(f"{_MS}EmbedLayerNormalization")
@@ -81,14 +74,18 @@ def embed_norm(step: Step) -> None:
 
 @MASKS.row(f"{_MS}EmbedLayerNormalization")
 def embed_norm_masked(m: Masking) -> None:
-    if m.mask(2, [1]) is None:
+    """Take the sum from the operator itself, and normalise it apart."""
+    mask = m.mask(2, [1])
+    if mask is None:
         return
-    outputs = [m.graph.fresh_name(f"{m.node.outputs[0]}_whole"), *m.node.outputs[1:]]
-    outputs += [""] * (3 - len(outputs))
-    outputs[1] = outputs[1] or m.graph.fresh_name(f"{m.node.outputs[0]}_lengths")
-    outputs[2] = outputs[2] or m.graph.fresh_name(f"{m.node.outputs[0]}_sum")
-    m.before.append(Node.make(m.node.op, m.node.inputs, outputs, name=outputs[0], **m.node.attrs))
-    _normalised(m, "LayerNormalization", outputs[2], 2, m.node.inputs[5:7], m.node.attr("epsilon", 1e-12))
+    names = [*m.node.outputs, "", ""][:3]
+    whole = [m.graph.fresh_name(names[0]), names[1], names[2] or m.graph.fresh_name(f"{names[0]}_sum")]
+    whole[1] = whole[1] or m.graph.fresh_name(f"{names[0]}_lengths")
+    m.before.append(Node.make(m.node.op, m.node.inputs, whole, name=whole[0], **m.node.attrs))
+    table = Node.make(m.node.op, m.node.inputs[2:], m.node.outputs, name=m.node.name, epsilon=m.node.attr("epsilon", 1e-12))
+    typed = replace(m, node=table)  # the first input of this one has the type of the sum
+    _standardised(typed, whole[2], mask[None], *m.node.inputs[5:7])
+    m.replaced = True
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------
@@ -116,13 +113,13 @@ MASKS(f"{_MS}FusedGemm", masked_gemm)
 _MATMUL = f"{_MS}FusedMatMul {_MS}TransposeMatMul {_MS}FusedMatMulActivation"
 
 
-def _letters(step_or_mask: Node, rank: int, side: str) -> list[Letter]:
+def _letters(node: Node, rank: int, side: str) -> list[Letter]:
     """Spell one operand: batch axes count from the back; `transBatch` puts the row (or, transposed, column) first."""
     batch: list[Letter] = list(range(2 - rank, 0))
     last: list[Letter] = ["m", "k"] if side == "A" else ["k", "n"]
-    if step_or_mask.attr(f"trans{side}", 0):
+    if node.attr(f"trans{side}", 0):
         last.reverse()
-    return [last[0], *batch, last[1]] if step_or_mask.attr(f"transBatch{side}", 0) else [*batch, *last]
+    return [last[0], *batch, last[1]] if node.attr(f"transBatch{side}", 0) else [*batch, *last]
 
 
 @DIMS.row(_MATMUL)

@@ -115,7 +115,9 @@ def attend(
             pairs: list[tuple[Operand, list[Letter]]] = [(scores, ["h", "s"]), (step.operand(position), own)]
             scores = virtual((heads, 1), step.equate(pairs, ["h", None]))
     if scores.factors:
-        step.labels.pin_all(tuple(f for f in value.factors if f.shape[0] == 1), f"{step.node.label}: whole heads go")
+        shared = tuple(f for f in value.factors if f.shape[0] == 1)
+        step.labels.pin_all(shared, f"{step.node.label}: one value head serves all, and whole heads go")
+        value = virtual(value.shape, [f for f in value.factors if f.shape[0] > 1])
     return step.equate([(scores, ["h", "s"]), (value, HEADS)], HEADS), scores.factors
 
 

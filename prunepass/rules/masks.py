@@ -19,7 +19,7 @@ from prunepass.labels import Factors, spans
 from prunepass.rules.table import Table
 
 MASKS: Table[Callable[[Masking], None]] = Table("masks")
-_LOWEST = {"float16": -65504.0, "float32": -3.0e38, "float64": -1.0e300, "bfloat16": -3.0e38}
+_INFINITY = {"float16": 65504.0, "float64": 1.0e300}
 
 
 @dataclass
@@ -78,6 +78,8 @@ class Masking:
             kept = self.constant(mask.astype(self.dtype(position)))
             rest = self.constant(np.where(mask, 0, fill).astype(self.dtype(position)), "fill")
             return self.add("Add", [self.add("Mul", [name, kept]), rest])
+        if self.dtype(position) == np.bool_:  # onnxruntime has no Where for it
+            return self.add("Or", [name, self.constant(~mask)]) if fill else self.add("And", [name, self.constant(mask)])
         return self.add("Where", [self.constant(mask), name, self.number(fill, position)])
 
     def fill(self, position: int, axes: Iterable[int], value: float) -> np.ndarray | None:
@@ -131,8 +133,19 @@ def kept_share(mask: np.ndarray, axes: Sequence[int]) -> float:
 
 
 def lowest(m: Masking) -> float:
-    """Stand-in for minus infinity."""
-    return _LOWEST.get(m.dtype().name, -3.0e38)
+    """Stand-in for minus infinity, or the least value of a type that has none."""
+    kind = m.dtype()
+    if kind.kind in "biu":
+        return int(np.iinfo(kind).min) if kind.kind != "b" else False
+    return -_INFINITY.get(kind.name, 3.0e38)
+
+
+def highest(m: Masking) -> float:
+    """Stand-in for infinity, or the greatest value of a type that has none."""
+    kind = m.dtype()
+    if kind.kind in "biu":
+        return int(np.iinfo(kind).max) if kind.kind != "b" else True
+    return -lowest(m)
 
 
 # ---- contractions ----------------------------------------------------------------------------------------------------
@@ -189,7 +202,7 @@ def reduce_lowest(m: Masking) -> None:
 
 @MASKS.row("ReduceMin")
 def reduce_highest(m: Masking) -> None:
-    m.fill(0, _reduced(m), -lowest(m))
+    m.fill(0, _reduced(m), highest(m))
 
 
 @MASKS.row("ReduceProd")

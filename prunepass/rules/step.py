@@ -303,16 +303,13 @@ class _Equation:
             axes = spans(factor)
             shared = [axis for axis in axes if axis in present]
             if shared and len(shared) < len(axes):
-                if axes[-1] in shared or self.labels.policy == "whole":
-                    rest = [axis for axis in axes if axis not in shared]
-                    reduced = self.labels.tidy(self.labels.unify_along(factor, rest))
-                    if reduced is None:
-                        continue
-                    factor = reduced
-                else:
-                    shared = []
+                reduced = self._shared_part(factor, shared)
+                if reduced is None:
+                    continue
+                factor, axes = reduced, spans(reduced)
+                shared = [axis for axis in axes if axis in present]
             left.append(factor)
-            if shared:
+            if shared and len(shared) == len(axes):
                 own.append(factor)
         covered = {axis for f in left for axis in spans(f)} | self.held
         for axis, letter in enumerate(letters):
@@ -322,6 +319,17 @@ class _Equation:
                 left.append(factor)
                 own.append(factor)
         return left, own
+
+    def _shared_part(self, factor: Factor, shared: list[int]) -> Factor | None:
+        """Reduce a joint factor of which a constant has only some axes to what the constant can follow."""
+        axes = spans(factor)
+        if self.labels.policy == "whole":
+            self.held.add(axes[-1])
+            return self.labels.tidy(self.labels.unify_along(factor, axes[-1:]))
+        if axes[-1] in shared:
+            rest = [axis for axis in axes if axis not in shared]
+            return self.labels.tidy(self.labels.unify_along(factor, rest))
+        return factor
 
     def _lower(self, factor: Factor, letters: Letters) -> Factor:
         """Move a factor from the space of letters to the axes of a constant operand."""
