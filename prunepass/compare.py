@@ -69,10 +69,10 @@ class Tally:
         return not fault
 
     def _fault(self, what: str, expected: object, found: object) -> str:
-        if isinstance(expected, (list, dict)) or expected is None:
+        if (expected is None) != (found is None):
+            return "only one of the models has it"
+        if isinstance(expected, (list, dict)):
             return self._in_sequences(what, expected, found)
-        if found is None:
-            return "it is missing"
         a, b = np.asarray(expected), np.asarray(found)
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}"
@@ -91,7 +91,7 @@ class Tally:
         if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
             expected, found = list(expected.values()), list(found.values())
         if not (isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found)):
-            return "" if expected is None and found is None else "another number of elements"
+            return "another number of elements"
         faults: Iterable[str] = [self._fault(what, a, b) for a, b in zip(expected, found)]
         return next(filter(None, faults), "")
 

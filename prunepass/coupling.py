@@ -17,7 +17,8 @@ from prunepass.rules import DIMS
 from prunepass.rules.step import Producer, Refused, Step, World
 
 log = logging.getLogger(__name__)
-_OUTPUT = -2
+OUTPUT = -2
+"""Owner of the pins that graph outputs ask for."""
 _MAX_ROUNDS = 12
 
 
@@ -99,12 +100,12 @@ def analyse(
     Source
         This project; the design is described in docs/labels.md.
     """
-    propagation = _Propagation(graph, shapes, values, elem_types, Labels(policy))
+    propagation = Propagation(graph, shapes, values, elem_types, Labels(policy))
     world, pins, rounds = propagation.run()
     return _Reader(graph, world, propagation.labels, pins).read(rounds)
 
 
-class _Propagation:
+class Propagation:
     """Repeat the interpretation of the whole graph until labels are stable."""
 
     def __init__(
@@ -120,6 +121,13 @@ class _Propagation:
 
     def run(self) -> tuple[World, list[tuple[Pin, World]], int]:
         """Equalities first, until stable; then with pins."""
+        world, rounds = self.equalities()
+        pins = [(pin, world) for pin in self.labels.pins]
+        world, rounds = self.settle(rounds)
+        return world, pins, rounds
+
+    def equalities(self) -> tuple[World, int]:
+        """Merge what is equal until nothing changes; the pins that were asked for wait in `labels.pins`."""
         rounds = 0
         changed = True
         while changed and rounds < _MAX_ROUNDS:
@@ -128,14 +136,17 @@ class _Propagation:
             changed = self.labels.solve(with_pins=False)
             if changed and not self.labels.joint_seen:
                 break  # without joint factors no rule looks at the labels: one round finds every equality
-        pins = [(pin, world) for pin in self.labels.pins]
+        return world, rounds
+
+    def settle(self, rounds: int) -> tuple[World, int]:
+        """Apply the pins until nothing changes."""
         stable = False
         self.labels.solve(with_pins=True)
         while not stable and rounds < 2 * _MAX_ROUNDS:
             world = self.round()
             rounds += 1
             stable = not self.labels.solve(with_pins=True)
-        return world, pins, rounds
+        return world, rounds
 
     def round(self) -> World:
         """Interpret every node once."""
@@ -146,7 +157,7 @@ class _Propagation:
         for position, node in enumerate(graph.nodes):
             self.labels.owner = position
             self._interpret(Step(world, node), node)
-        self.labels.owner = _OUTPUT
+        self.labels.owner = OUTPUT
         for name in graph.output_names:
             self.labels.pin_all(world.states.get(name, ()), "a graph output")
         return world
@@ -439,4 +450,4 @@ def flat_units(groups: Iterable[Group]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-__all__ = ["Barrier", "Coupling", "Group", "Producer", "analyse", "flat_units"]
+__all__ = ["Barrier", "Coupling", "Group", "Producer", "Propagation", "analyse", "flat_units"]

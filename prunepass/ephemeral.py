@@ -21,7 +21,7 @@ def mask_graph(
 ) -> Graph:
     """Return a copy of the graph that computes, with whole tensors, what the sliced graph computes."""
     result = graph.copy()
-    dtypes = _Dtypes(elem_types, graph)
+    dtypes = Dtypes(elem_types, graph)
     nodes = []
     for node in result.nodes:
         row = MASKS.get(node.op)
@@ -37,7 +37,7 @@ def mask_graph(
     return result
 
 
-class _Dtypes(dict[str, np.dtype]):
+class Dtypes(dict[str, np.dtype]):
     """Look up the numpy type of a value; float32 where nothing is known."""
 
     def __init__(self, elem_types: Mapping[str, int], graph: Graph) -> None:

@@ -121,7 +121,7 @@ class Plan:
                     "units": g.units,
                     "removed": g.removed,
                     "sites": list(g.sites),
-                    "scores": list(g.scores),
+                    "scores": [float(f"{score:.6g}") for score in g.scores],
                 }
                 for g in self.groups
             ],
@@ -183,6 +183,6 @@ def _same_tensors(a: Mapping[str, TensorPlan], b: Mapping[str, TensorPlan]) -> b
 
 def _group_plan(group: Any, removed: np.ndarray, scores: np.ndarray | None) -> GroupPlan:
     units = group.units.reshape(-1)
-    listed = () if scores is None else tuple(float(f"{s:.6g}") for s in scores[units])
+    listed = () if scores is None else tuple(scores[units].tolist())
     sites = tuple(f"{tensor}[{axis}]" for tensor, axis in group.axes)
     return GroupPlan(group.name, int(units.size), int(removed[units].sum()), sites, listed)

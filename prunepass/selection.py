@@ -108,12 +108,14 @@ def _group_events(
     ranked = np.take_along_axis(group.units, order, axis=1)
     keys = np.take_along_axis(value, order, axis=1).mean(axis=0)
     most = min(size - 1, size - int(held.sum(axis=1).max()), math.floor(max_ratio * size + 1e-9))
-    events, before, least = [], 0, -np.inf
-    for loss in allowed_losses(rows, size, most, align):
-        least = max(least, float(keys[before:loss].mean()))
-        events.append(Event(number, least, ranked[:, before:loss].reshape(-1)))
-        before = loss
-    return events
+    losses = allowed_losses(rows, size, most, align)
+    starts = [0, *losses[:-1]]
+    if not losses:
+        return []
+    sums = np.add.reduceat(keys[: losses[-1]], starts)
+    means = np.maximum.accumulate(sums / np.diff([0, *losses]))
+    steps = zip(means.tolist(), starts, losses)
+    return [Event(number, key, ranked[:, before:loss].reshape(-1)) for key, before, loss in steps]
 
 
 def ranking(events: Sequence[Sequence[Event]]) -> list[Event]:

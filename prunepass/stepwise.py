@@ -102,7 +102,7 @@ def _compare_run(finding: Finding, alone: Alone, feeds: Feeds, values: Mapping[s
     found = alone.run(feeds, values)
     finding.values = len(found)
     for name, value in found.items():
-        finding.nodes.agree(f"{alone.labels.get(name, name)} from equal inputs", values[name], value)
+        finding.nodes.agree(f"{alone.labels.get(name, name)} from equal inputs", values.get(name), value)
 
 
 def _parting(graph: Graph, values: Mapping[str, Any], found: Mapping[str, Any]) -> str:

@@ -241,9 +241,8 @@ def image_norm(g: Grower, x: Value) -> Made:
         y = g("LayerNormalization", g.transpose(x, 0, 2, 3, 1), g.vector(c, 1), g.vector(c), axis=-1)
         return Value(g.transpose(y, 0, 3, 1, 2), x.shape)
     groups = g.divisor(c) or 1
-    if way == "group op" and g.opset >= 18:
-        size = c if g.opset >= 21 else groups
-        return Value(g("GroupNormalization", x, g.vector(size, 1), g.vector(size), num_groups=groups), x.shape)
+    if way == "group op" and g.opset >= 21:
+        return Value(g("GroupNormalization", x, g.vector(c, 1), g.vector(c), num_groups=groups), x.shape)
     y = g("InstanceNormalization", g.reshape(x, 0, groups, -1), g.net.const(np.ones(groups, np.float32)), g.vector(groups))
     y = g.reshape(Value(y, (n, groups, c // groups * h * w)), 0, c, h, w)
     scaled = g("Mul", y, g.net.const(1 + 0.2 * g.array(c, 1, 1)))

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import prunepass
 from prunepass.cli import main, show
@@ -267,98 +265,6 @@ def test_mistakes(arguments: list[str], message: str, folder: Path, capfd: pytes
     np.savez(folder / "other.npz", picture=np.ones((1, 1, 8, 8), np.float32))
     np.savez(folder / "wide.npz", image=np.ones((1, 1, 8, 9), np.float32))
     fails(arguments, 1, message, folder, capfd)
-
-
-# Bad models
-
-
-def tiny(**changes: Any) -> onnx.ModelProto:
-    """Return a network of two convolutions."""
-    rng = np.random.default_rng(0)
-    w1, w2 = rng.standard_normal((8, 3, 3, 3)), rng.standard_normal((4, 8, 1, 1))
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
-        helper.make_node(changes.get("op", "Relu"), ["a"], ["b"], domain=changes.get("domain", "")),
-        helper.make_node("Conv", [changes.get("reads", "b"), "w2"], ["y"]),
-    ]
-    weights = [numpy_helper.from_array(w.astype(np.float32), n) for n, w in (("w1", w1), ("w2", w2))]
-    kind = changes.get("kind", TensorProto.FLOAT)
-    x = helper.make_tensor_value_info("x", kind, changes.get("shape", [1, 3, 6, 6]))
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "g", [x], [y], weights)
-    imports = [helper.make_opsetid("", 17), *([helper.make_opsetid("my.domain", 1)] if "domain" in changes else [])]
-    return helper.make_model(graph, opset_imports=imports, ir_version=8)
-
-
-def cycle() -> onnx.ModelProto:
-    """Return a network whose second node reads what comes out of the third."""
-    model = tiny()
-    model.graph.node[1].input[0] = "y"
-    return model
-
-
-def empty_weight() -> onnx.ModelProto:
-    """Return a network whose first convolution has no filter."""
-    model = tiny()
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((0, 3, 3, 3), np.float32), "w1"))
-    return model
-
-
-def external(location: str) -> Callable[[], onnx.ModelProto]:
-    """Return a maker of a network whose first weight lies in another file."""
-
-    def make() -> onnx.ModelProto:
-        model = tiny()
-        tensor = model.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=location)
-        return model
-
-    return make
-
-
-BAD_MODELS = {
-    "missing": None,
-    "folder": None,
-    "empty": b"",
-    "text": b"this is not a model\n" * 40,
-    "json": b'{"a": 1}',
-    "zeros": bytes(1000),
-    "noise": np.random.default_rng(0).bytes(5000),
-    "unknown domain": lambda: tiny(op="Strange", domain="my.domain"),
-    "unknown operator": lambda: tiny(op="Strange"),
-    "missing external data": external("weights.bin"),
-    "external data outside": external("../weights.bin"),
-    "external data absolute": external(str(DIGITS)),
-    "cycle": cycle,
-    "reads nothing": lambda: tiny(reads="nowhere"),
-    "wrong types": lambda: tiny(kind=TensorProto.INT64),
-    "wrong channels": lambda: tiny(shape=[1, 5, 6, 6]),
-    "zero-size input": lambda: tiny(shape=[1, 3, 0, 6]),
-    "zero-size weight": empty_weight,
-}
-
-
-@pytest.mark.parametrize("name", BAD_MODELS)
-def test_bad_models(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path, content = tmp_path / "sub" / "model.onnx", BAD_MODELS[name]
-    path.parent.mkdir()
-    (tmp_path / "weights.bin").write_bytes(bytes(4 * 8 * 3 * 9))
-    if name == "folder":
-        path.mkdir()
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        path.write_bytes(content().SerializeToString())
-    fails([str(path)], 1, "prunepass: error: ", tmp_path, capfd)
-
-
-@pytest.mark.parametrize("part", range(20))
-def test_truncated_models(part: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    whole = DIGITS.read_bytes()
-    (tmp_path / "model.onnx").write_bytes(whole[: len(whole) * part // 20 + 7 * (part > 0)])
-    fails([str(tmp_path / "model.onnx")], 1, "model.onnx", tmp_path, capfd)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs a user whom the file system can refuse")

@@ -158,8 +158,6 @@ class Trial:
     def __init__(self, number: int) -> None:
         self.record, self.bench = RECORDS[number], bench(number)
         job = Job.open(self.bench.model, (), None, None, 0, None)
-        if not self.record.raw:
-            Pipeline.parse("canonicalize").run_on(job.facts)
         self.graph: Graph = job.facts.graph
         self.coupling: Coupling = job.facts.get("coupling", policy=self.record.policy)
         self.rng = np.random.default_rng(number)

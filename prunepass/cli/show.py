@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 SHOWN_ROWS = 20
+SHOWN_NAME = 36  # characters
 QUANTITIES = (("params", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), ("nodes", "nodes"))
 
 
@@ -91,10 +92,10 @@ def show_inspection(console: Console, found: dict[str, Any]) -> None:
     for name, value in found["assumed"].items():
         _line(console, "assumed", f"{name} = {value} (set it with --shape)")
     groups = sorted(found["groups"], key=lambda g: -g["units"])
-    rows = [(g["name"], _count(g["units"]), str(g["blocks"]), _sites(g["sites"])) for g in groups]
+    rows = [(_short(g["name"]), _count(g["units"]), str(g["blocks"]), _sites(g["sites"])) for g in groups]
     _rows(console, f"coupling groups: {len(groups)}", ("group", "units", "blocks", "producing tensors"), rows)
     if found["tied"]:
-        _line(console, "tied", ", ".join(found["tied"]))
+        _line(console, "tied", ", ".join(map(_short, found["tied"])))
     columns = ("node", "operator", "parameters blocked", "reason")
     _rows(
         console,
@@ -106,7 +107,20 @@ def show_inspection(console: Console, found: dict[str, Any]) -> None:
 
 
 def _why(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [(b["node"], b["op"], _count(b["params_blocked"]), b["reason"]) for b in found]
+    return [
+        (
+            _short(b["node"]),
+            b["op"],
+            _count(b["params_blocked"]),
+            b["reason"].removeprefix(f"{b['op']} {b['node']!r}: "),
+        )
+        for b in found
+    ]
+
+
+def _short(name: str) -> str:
+    """Leave the middle out of a long name; exporters put what tells names apart at the end."""
+    return name if len(name) <= SHOWN_NAME else f"{name[:9]}...{name[12 - SHOWN_NAME :]}"
 
 
 def _rows(console: Console, title: str, columns: Iterable[str], rows: Sequence[tuple[str, ...]]) -> None:
@@ -146,7 +160,7 @@ def _small(value: float | None) -> str:
 
 
 def _sites(sites: list[str]) -> str:
-    return ", ".join(sites[:2]) + (f" and {len(sites) - 2} more" if len(sites) > 2 else "")
+    return ", ".join(map(_short, sites[:2])) + (f" and {len(sites) - 2} more" if len(sites) > 2 else "")
 
 
 def _barriers_text(barriers: list[dict[str, Any]]) -> str:

@@ -55,7 +55,12 @@ def reshape(step: Step) -> None:
     factors = step.factors(0)
     if math.prod(before) != math.prod(after) or 0 in before:
         raise Refused(f"cannot follow {before} -> {after}")
-    step.set(0, [reshape_factor(step, f, before, after) for f in factors])
+    _set_merged(step, [reshape_factor(step, f, before, after) for f in factors])
+
+
+def _set_merged(step: Step, factors: Iterable[Factor | None]) -> None:
+    """Store factors that moved onto the same axis as one."""
+    step.set(0, step.labels.merge([f for f in factors if f is not None], f"{step.node.label}: axes become one"))
 
 
 @DIMS.row("Transpose")
@@ -65,11 +70,10 @@ def transpose(step: Step) -> None:
     step.set(0, [step.labels.transpose(f, perm) for f in step.factors(0)])
 
 
-def _through(step: Step, moves: Iterable[tuple[str, Sequence[int]]]) -> None:
-    """Apply reshapes and transposes in turn to the factors of the first input."""
+def _through(step: Step, factors: Factors, moves: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Apply reshapes and transposes in turn to factors of the first input."""
     result: list[Factor | None] = []
-    moves = list(moves)
-    for factor in step.factors(0):
+    for factor in factors:
         current: Factor | None = factor
         shape: Sequence[int] = step.shape(0)
         for kind, argument in moves:
@@ -80,7 +84,12 @@ def _through(step: Step, moves: Iterable[tuple[str, Sequence[int]]]) -> None:
                 current = None if current is None else step.labels.transpose(current, argument)
                 shape = [shape[a] for a in argument]
         result.append(current)
-    step.set(0, result)
+    _set_merged(step, result)
+
+
+def _fixed_space(step: Step, factors: Factors) -> Factors:
+    """The operator computes height and width from its block size: they stay."""
+    return step.labels.drop_axes(factors, (2, 3), f"{step.node.label}: the block size is fixed")
 
 
 @DIMS.row("DepthToSpace")
@@ -92,8 +101,9 @@ def depth_to_space(step: Step) -> None:
         split, perm = (n, b, b, c // (b * b), h, w), (0, 3, 4, 1, 5, 2)
     else:
         split, perm = (n, c // (b * b), b, b, h, w), (0, 1, 4, 2, 5, 3)
-    _through(step, [("reshape", split), ("transpose", perm), ("reshape", out)])
-    _fix_space(step)
+    _through(step, step.factors(0), [("reshape", split), ("transpose", perm), ("reshape", out)])
+    name = step.node.outputs[0]
+    step.world.states[name] = _fixed_space(step, step.world.states[name])
 
 
 @DIMS.row("SpaceToDepth")
@@ -101,15 +111,8 @@ def space_to_depth(step: Step) -> None:
     n, c, h, w = step.shape(0)
     b = int(step.node.attr("blocksize"))
     split, perm = (n, c, h // b, b, w // b, b), (0, 3, 5, 1, 2, 4)
-    _through(step, [("reshape", split), ("transpose", perm), ("reshape", (n, c * b * b, h // b, w // b))])
-    _fix_space(step)
-
-
-def _fix_space(step: Step) -> None:
-    """The operator computes height and width from its block size: they stay."""
-    name = step.node.outputs[0]
-    left = step.labels.pin_axes(step.world.states[name], (2, 3), f"{step.node.label}: the block size is fixed")
-    step.world.states[name] = left
+    moves = [("reshape", split), ("transpose", perm), ("reshape", (n, c * b * b, h // b, w // b))]
+    _through(step, _fixed_space(step, step.factors(0)), moves)
 
 
 # ---- concatenate and split -------------------------------------------------------------------------------------------
@@ -121,8 +124,12 @@ def concat(step: Step) -> None:
     parts: list[Factor | None] = []
     pairs = []
     letters = [None if a == axis else a for a in range(rank)]
-    for operand in operands:
-        part, others = _part(step, operand, axis)
+    split = [_part(step, operand, axis) for operand in operands]
+    taken = {a for _, others in split for f in others for a in spans(f)}
+    for operand, (part, others) in zip(operands, split):
+        if part is not None and taken & set(spans(part)):  # blocks along the axis meet a part without them
+            aligned = step.labels.tidy(step.labels.unify_along(part, [axis]))
+            part, others = None, others if aligned is None else (*others, aligned)
         parts.append(part)
         pairs.append((Operand(operand.name, operand.shape, others, operand.adoptable, False, operand.tracked), letters))
     rest = step.equate(pairs, letters)
@@ -246,7 +253,8 @@ def pad(step: Step) -> None:
 def _padded(step: Step, factor: Factor, axis: int, before: int, after: int, rank: int) -> Factor:
     """Padding with a constant makes new indices, which may go like any other."""
     name = step.node.outputs[0]
-    head, tail = step.labels.fresh((name, "head"), before), step.labels.fresh((name, "tail"), after)
+    head = step.labels.fresh((name, axis, "head"), before)
+    tail = step.labels.fresh((name, axis, "tail"), after)
     return on_axis(np.concatenate([head, factor.reshape(-1), tail]), axis, rank)
 
 

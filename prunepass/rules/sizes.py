@@ -43,6 +43,17 @@ def reshape(r: Resizing) -> None:
     r.replace(1, "shape", explicit)
 
 
+@SIZES.row("Squeeze")
+def squeeze(r: Resizing) -> None:
+    """Without axes, one that shrinks to a single index would go, too."""
+    if "axes" not in r.node.attrs and len(r.node.inputs) < 2:
+        axes = [a for a, size in enumerate(r.change.shapes[r.node.inputs[0]]) if size == 1]
+        if r.graph.opset < 13:
+            r.node.set_attr("axes", axes)
+        else:
+            r.private(1, np.array(axes, np.int64))
+
+
 @SIZES.row("Expand")
 def expand(r: Resizing) -> None:
     axes = r.change.axes(r.node.outputs[0])
