@@ -383,9 +383,9 @@ def _blocks(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Split the units of each block-structured group into rows that must lose alike; drop groups that cannot.
 
-    Two labels are in the same row when they occur in the same blocks of all joint factors. If all rows are of one size
-    and every block of a factor is made of the same number of rows, taking one unit from each row keeps every factor
-    rectangular.
+    Two labels are in the same row when they occur in the same blocks of all joint factors. Rows of one size make a
+    group (`member` gets a new number for each further size). Where all blocks of a factor are made of the same number
+    of its rows, taking one unit from each row keeps the factor rectangular.
     """
     usable = produced.copy()
     signature = np.zeros(count, np.int64)
@@ -401,19 +401,19 @@ def _blocks(
     labels = np.flatnonzero(touched & usable)
     for gid in np.unique(member[labels]):
         own = labels[member[labels] == gid]
-        codes, sizes = np.unique(signature[own], return_counts=True)
-        order = np.argsort(signature[own], kind="stable")
-        even = sizes.min() == sizes.max()
-        if even:
-            rows[int(gid)] = own[order].reshape(len(codes), -1)
-        else:
-            usable[own] = False
+        own = own[np.argsort(signature[own], kind="stable")]
+        _, row, sizes = np.unique(signature[own], return_inverse=True, return_counts=True)
+        for size in np.unique(sizes):
+            alike = own[sizes[row] == size]
+            number = int(gid) if size == sizes.min() else int(member.max()) + 1
+            member[alike] = number
+            rows[number] = alike.reshape(-1, size)
     for table in joints:
-        live = usable[table].sum(axis=1)
-        if live.size and live.min() != live.max():
-            for gid in np.unique(member[table[usable[table]]]):
-                usable[(member == gid) & touched] = False
-                rows.pop(int(gid), None)
+        group = np.where(usable[table], member[table], -1)
+        for number in _distinct(group):
+            in_block = (group == number).sum(axis=1)
+            if number in rows and in_block.min() != in_block.max():
+                usable[rows.pop(number)] = False
     return usable, rows
 
 

@@ -18,8 +18,12 @@ def mask_graph(
     elem_types: Mapping[str, int],
     factors: Mapping[str, Factors],
     removed: np.ndarray,
+    values: Mapping[str, np.ndarray] | None = None,
 ) -> Graph:
-    """Return a copy of the graph that computes, with whole tensors, what the sliced graph computes."""
+    """Return a copy of the graph that computes, with whole tensors, what the sliced graph computes.
+
+    `values`: contents of small tensors, where they are known without being stored.
+    """
     result = graph.copy()
     dtypes = Dtypes(elem_types, graph)
     nodes = []
@@ -28,7 +32,7 @@ def mask_graph(
         if row is None or node.inputs[0] not in shapes:
             nodes.append(node)
             continue
-        masking = Masking(result, node, shapes, dtypes, factors, removed)
+        masking = Masking(result, node, shapes, dtypes, factors, removed, values or {})
         row(masking)
         nodes.extend(masking.before)
         nodes.extend([] if masking.replaced else [node])

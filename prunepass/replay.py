@@ -24,7 +24,9 @@ def apply_plan(facts: Facts, plan: Plan, ephemeral: bool = False) -> Graph:
         coupling = bound.coupling
         assert coupling is not None and bound.removed is not None
         before = facts.graph
-        facts.graph = mask_graph(before, coupling.shapes, coupling.elem_types, coupling.factors, bound.removed)
+        facts.graph = mask_graph(
+            before, coupling.shapes, coupling.elem_types, coupling.factors, bound.removed, coupling.values
+        )
         facts.cuts.append(Cut(before, bound, facts.graph))
         return facts.graph
     facts.plan = bound

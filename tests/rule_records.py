@@ -287,7 +287,6 @@ add("Range", [x(2, 4)], "a_->a_", build=flow("s = Shape(a); n = Gather(s, 1); r 
 add("RandomNormal", [x(2, 4)], "__->__", build=lambda net, a: [net("Add", a, net("RandomNormal", shape=[2, 4], seed=1.0))])
 add("RandomUniform", [x(2, 4)], "a_->a_", build=lambda net, a: [net("Add", a, net("RandomUniform", shape=[4], seed=1.0))])
 add("Constant", [x(2, 4)], "a_->a_", raw=True, build=lambda net, a: [net("Add", a, net("Constant", value_floats=[1.0, 2.0, 3.0, 4.0]))])
-add("Constant", [x(2, 4)], "ab->ab", build=lambda net, a: [net("Add", a, net("Constant", value_floats=[1.0, 2.0, 3.0, 4.0]))])
 
 # ---- layout
 add("Reshape", [x(2, 4, 3, on="01"), k([2, 12])], "ab_,_->ab")
@@ -338,8 +337,8 @@ add("Concat", [x(2, (4, 3)), x(2, (4, 5))], "a_b,a_c->a_*", units=2 + 12 + 20, a
 add("Concat", [x(2, (4, 3)), x(2, (2, 3))], "a_b,a_c->a_*", units=2 + 12 + 6, axis=1)
 add("Concat", [x(2, (4, 3)), g(2, 4, 2)], "__b,___->__*", units=12, axis=2)
 add("Concat", [x(2, (4, 3)), g(2, 2, 3)], "___,___->___", axis=1)
-add("Concat", [x(2, (4, 3)), x(2, 4, 2)], "a_b,a_c->a_*", units=2 + 12 + 2, axis=2)
-add("Concat", [x(2, (4, 3)), x(2, 4, 3)], "a_b,a_b->a_b", units=2 + 3, axis=1)
+add("Concat", [x(2, (4, 3)), x(2, 4, 2)], "ab_,abc->ab*", units=2 + 4 + 2, axis=2)
+add("Concat", [x(2, (4, 3)), x(2, 4, 3)], "a_d,abd->a*d", units=2 + 3 + 4, axis=1)
 add("Concat", [x(2, 4)], "ab->ab", build=lambda net, a: [net("Concat", a, a, axis=1)])
 add("Concat", [x(2, 4, 3), x(2, 5, 3)], "abc,adc->a*c", units=2 + 4 + 3 + 5, axis=1)
 add("Split", [x(2, 8)], "ab->a*,a*", 13, units=10, axis=1)

@@ -231,7 +231,7 @@ class Trial:
     def check_masked(self, removed: np.ndarray) -> None:
         """The sliced network computes what the masked one does."""
         coupling = self.coupling
-        masked = mask_graph(self.graph, coupling.shapes, coupling.elem_types, coupling.factors, removed)
+        masked = mask_graph(self.graph, coupling.shapes, coupling.elem_types, coupling.factors, removed, coupling.values)
         expected = runtime.session(masked, optimise="basic", threads=1).run(self.bench.feeds)
         found = runtime.session(self.sliced(removed), threads=1).run(self.bench.feeds)
         for name in expected:

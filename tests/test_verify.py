@@ -107,7 +107,10 @@ def rename_the_output(facts: Facts) -> None:
 WRONG = [
     (corrupt_a_weight, tuple(TINY)),
     (permute_kept_indices, tuple(TINY)),
-    (keep_a_wrong_channel, ("conv_chain", "residual", "dense_concat", "squeeze_excite", "flatten_linear", "pixel_shuffle")),
+    (
+        keep_a_wrong_channel,
+        ("conv_chain", "residual", "dense_concat", "squeeze_excite", "flatten_linear", "pixel_shuffle"),
+    ),
     (undo_a_size, ("depthwise_separable", "channel_shuffle", "attention", "fused_attention", "split_chain")),
     (break_canonicalize, ("conv_chain", "mlp", "attention", "tied_embedding", "unet_skip")),
     (divide_by_zero, ("conv_chain", "mlp", "grouped_query_attention")),
@@ -136,3 +139,231 @@ def test_a_wrong_cut_fails(harm, name: str) -> None:
     assert found.details
     with pytest.raises(VerifyError, match="verification failed, nothing is written: "):
         found.raise_if_failed()
+
+
+def test_the_message_names_the_node() -> None:
+    facts = cut(TINY["conv_chain"]()[0])
+    name = sliced(facts, 2)[1]
+    facts.graph.consts[name] = facts.graph.consts[name] * np.float32(1.01)
+    node = next(node for node in facts.graph.nodes if name in node.inputs)
+    assert certificate(facts).details[0].startswith(f"masked and sliced graph: {node.label} from equal inputs: differs")
+
+
+def test_a_fixed_batch_is_found() -> None:
+    """A size that is right for one sample only: the last trial has two."""
+    facts = cut(TINY["fused_attention"]()[0])
+    node = next(n for n in facts.graph.nodes if n.op == "Reshape" and facts.graph.consts[n.inputs[1]][0] == 0)
+    target = facts.graph.consts[node.inputs[1]].copy()
+    target[0] = 1
+    facts.graph.consts["target"] = target
+    node.inputs[1] = "target"
+    assert "onnxruntime fails to run the model on image [2, 3, 8, 8]" in certificate(facts).details[0]
+
+
+def test_a_source_for_one_sample_needs_one_only() -> None:
+    body = "g (float[n, 8] x) => (float[n, 4] y) { h = MatMul(x, w)  r = Reshape(h, s)  y = MatMul(r, v) }"
+    source = model(body, w=weight(8, 16), s=np.array([1, 16]), v=weight(16, 4))
+    assert certificate(cut(source)).status == "passed"
+
+
+# Rounding and near-ties
+
+TWICE = """a = MatMul(x, w)  h = Relu(a)  one = MatMul(h, v)
+    h3 = Unsqueeze(h, axis)  product = Mul(h3, v)  two = ReduceSum <keepdims = 0> (product, axis1)
+    both = Concat <axis = 1> (one, two)"""
+"""Compute the same eight numbers in two ways, so that rounding decides which ones are larger."""
+SAMPLES = 64
+CONSTANTS = {
+    "w": weight(8, 48) / 3,
+    "v": np.abs(weight(48, 8)),
+    "axis": np.array([2]),
+    "axis1": np.array([1]),
+    "table": weight(16, 5),
+    "k": np.array([3]),
+    "half": np.float32(0.5),
+}
+DECIDED = {
+    "ArgMax": ("int64[n]", "y = ArgMax <axis = 1, keepdims = 0> (both)"),
+    "TopK": ("int64[n, 3]", "values, y = TopK <axis = 1> (both, k)"),
+    "ArgMax and lookup": ("float[n, 5]", "i = ArgMax <axis = 1, keepdims = 0> (both)  y = Gather(table, i)"),
+    "comparison": ("bool[n, 8]", "y = Greater(one, two)"),
+    "NonZero": ("int64[2, m]", "more = Greater(one, two)  y = NonZero(more)"),
+    "Floor": ("float[n, 8]", "d = Sub(one, two)  y = Floor(d)"),
+    "cast": ("int64[n, 8]", "d = Sub(one, two)  s = Sign(d)  y = Cast <to = 7> (s)"),
+}
+
+
+def tied(kind: str, output: str, decision: str, **changes) -> Facts:
+    source = model(f"g (float[n, 8] x) => ({output} y) {{ {TWICE} {decision} }}", **{**CONSTANTS, **changes})
+    data = {"x": np.random.default_rng(3).standard_normal((SAMPLES, 8)).astype(np.float32)}
+    return cut(source, data=data)
+
+
+@pytest.mark.parametrize("kind", DECIDED)
+def test_a_near_tie_is_told_from_an_error(kind: str) -> None:
+    facts = tied(kind, *DECIDED[kind])
+    found = certificate(facts)
+    assert (found.status, found.details) == ("passed", ())
+    assert len(found.notes) == 1
+    assert "near-tie, as each of " in found.notes[0]
+    for name in ("w", "v"):
+        wrong = tied(kind, *DECIDED[kind])
+        wrong.graph.consts[name] = wrong.graph.consts[name] * np.float32(1.001)
+        assert certificate(wrong).status == "failed"
+
+
+def test_a_discrete_output_without_ties_is_exact() -> None:
+    facts = cut(model("g (float[n, 8] x) => (int64[n] y) { h = MatMul(x, w) z = MatMul(h, v) y = ArgMax <axis = 1, keepdims = 0> (z) }",
+                      w=weight(8, 48), v=weight(48, 6)))  # fmt: skip
+    assert certificate(facts).notes == ()
+    facts.graph.consts["v"] = -facts.graph.consts["v"]
+    assert certificate(facts).status == "failed"
+
+
+def chaotic() -> Facts:
+    """Cut a layer whose result goes through the logistic map forty times: the last bit decides everything."""
+    steps = [f"t{i} = Sub(one, s{i})  u{i} = Mul(s{i}, t{i})  s{i + 1} = Mul(four, u{i})" for i in range(40)]
+    body = f"h = MatMul(x, w)  z = MatMul(h, v)  s0 = Sigmoid(z)  {'  '.join(steps)}"
+    constants = {"w": weight(8, 48), "v": weight(48, 4) / 48, "one": np.float32(1), "four": np.float32(4)}
+    source = model(f"g (float[n, 8] x) => (float[n, 4] s40) {{ {body} }}", **constants)
+    return cut(source, data={"x": np.random.default_rng(3).standard_normal((SAMPLES, 8)).astype(np.float32)})
+
+
+def test_amplified_rounding_is_told_from_an_error() -> None:
+    found = certificate(chaotic())
+    assert found.status == "passed"
+    assert "amplified rounding" in found.notes[0]
+    assert found.max_rel < found.tolerance
+    wrong = chaotic()
+    wrong.graph.consts["v"] = wrong.graph.consts["v"] * np.float32(1.0001)
+    assert certificate(wrong).status == "failed"
+
+
+def test_a_deep_network_that_amplifies_rounding() -> None:
+    facts = cut(load_graph("torchvision_mobilenet_v2__ts8"))
+    assert certificate(facts).status == "passed"
+    corrupt_a_weight(facts)
+    assert certificate(facts).status == "failed"
+
+
+# What else a model may do
+
+OTHERS = {
+    "random numbers": ("float[n, 16] y", "h = MatMul(x, w)  r = RandomNormalLike(x)  z = Add(h, b)  a = MatMul(z, v)  y = Sub(a, r)", {"v": weight(16, 8)}),
+    "a random scalar": ("float[n, 4] y", "h = MatMul(x, w)  r = RandomUniform <shape = [1]> ()  a = Mul(h, r)  y = MatMul(a, v)", {"v": weight(16, 4)}),
+    "dropout while training": ("float[n, 8] y", "h = MatMul(x, w)  z = MatMul(h, v)  y = Dropout <seed = 5> (z, ratio, on)", {"v": weight(16, 8), "ratio": np.float32(0.5), "on": np.array(True)}),
+    "infinity in places": ("float[n, 4] y", "h = MatMul(x, w)  z = MatMul(h, v)  y = Log(z)", {"v": weight(16, 4)}),
+    "a sequence": ("seq(float[n, 4]) y", "h = MatMul(x, w)  z = MatMul(h, v)  y = SequenceConstruct(z, z)", {"v": weight(16, 4)}),
+    "double": ("double[n, 4] y", "h = MatMul(x, w)  z = MatMul(h, v)  y = Cast <to = 11> (z)", {"v": weight(16, 4)}),
+    "half": ("float16[n, 4] y", "c = Cast <to = 10> (x)  h = MatMul(c, w)  y = MatMul(h, v)", {"w": weight(8, 16).astype(np.float16), "v": weight(16, 4).astype(np.float16)}),
+    "text": ("string[n] y", "h = MatMul(x, w)  z = MatMul(h, v)  i = ArgMax <axis = 1, keepdims = 0> (z)  y = Gather(names, i)", {"v": weight(16, 4), "names": np.array(["a", "b", "c", "d"], object)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_values(kind: str) -> None:
+    output, body, constants = OTHERS[kind]
+    constants = {"w": weight(8, 16), "b": weight(16), **constants}
+    source = model(f"g (float[n, 8] x) => ({output}) {{ {body} }}", **constants)
+    facts = cut(source)
+    assert facts.cuts[0].plan.removed.any()
+    assert certificate(facts).status == "passed"
+    facts.graph.consts["v"] = facts.graph.consts["v"] + facts.graph.consts["v"].dtype.type(0.5)
+    permute_kept_indices(facts)
+    assert certificate(facts).status == "failed"
+
+
+def test_nothing_to_compare_is_no_certificate() -> None:
+    body = "g (float[n, 8] x) => (float[n, 4] y) { h = MatMul(x, w)  r = Relu(h)  m = Neg(r)  z = MatMul(m, v)  y = Log(z) }"
+    found = certificate(cut(model(body, w=weight(8, 16), v=np.abs(weight(16, 4)) + np.float32(1))))
+    assert found.status == "failed"
+    assert "no output is finite" in found.details[0]
+
+
+def test_a_dead_network_is_noted() -> None:
+    body = "g (float[n, 8] x) => (float[n, 4] y) { h = MatMul(x, w)  z = MatMul(h, v)  a = Abs(z)  m = Neg(a)  y = Relu(m) }"
+    found = certificate(cut(model(body, w=weight(8, 16), v=weight(16, 4))))
+    assert found.status == "passed"
+    assert "all outputs are zero" in found.notes[0]
+
+
+def test_without_a_cut_the_source_is_compared() -> None:
+    facts = cut(TINY["squeeze_excite"]()[0], "canonicalize,clean")
+    assert certificate(facts).status == "passed"
+    name = next(n for n in facts.graph.consts if len(facts.graph.consts.shape(n)) == 4)
+    facts.graph.consts[name] = facts.graph.consts[name] + np.float32(0.01)
+    assert certificate(facts).details[0].startswith("source and result: ")
+
+
+def test_each_of_two_cuts_is_checked() -> None:
+    twice = f"{MAIN},canonicalize,select{{ratio=0.4 align=1 criterion=l1}},slice-channels,clean"
+    facts = cut(TINY["residual"]()[0], twice)
+    assert len(facts.cuts) == 2
+    assert certificate(facts).status == "passed"
+    graph = facts.cuts[1].before
+    name = next(n for n in graph.consts if len(graph.consts.shape(n)) == 4)
+    graph.consts[name] = graph.consts[name][:, ::-1].copy()
+    assert certificate(facts).status == "failed"
+
+
+def test_given_data_is_used() -> None:
+    build = TINY["conv_chain"]
+    data = {"image": np.random.default_rng(0).standard_normal((5, 3, 16, 16)).astype(np.float32)}
+    facts = cut(build()[0], data=data)
+    assert certificate(facts).inputs == 1
+    fixed = TINY["residual"]()[0]
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    many = {"image": np.zeros((20, 3, 8, 8), np.float32)}
+    found = certificate(cut(fixed, data=many))
+    assert (found.inputs, found.notes) == (16, ("4 more samples of the data were not run",))
+
+
+def test_a_source_that_cannot_run_is_not_a_failed_certificate() -> None:
+    body = "g (float[n, 8] x) => (float[n, 4] y) { h = MatMul(x, w)  z = MatMul(h, v)  r = Reshape(z, s)  y = MatMul(r, u) }"
+    source = model(body, w=weight(8, 16), v=weight(16, 4), s=np.array([1, 4]), u=weight(4, 4))
+    facts = cut(source)
+    facts.context.data = {"x": np.ones((3, 8), np.float32)}
+    with pytest.raises(Exception, match="onnxruntime fails to run the model on x \\[3, 8\\]"):
+        certificate(facts)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "message"),
+    [
+        (np.ones(3, np.float32), np.ones(3, np.float32), ""),
+        (np.ones(3, np.float32), np.ones(3), "float64[3] instead of float32[3]"),
+        (np.ones(3, np.float32), np.ones((3, 1), np.float32), "float32[3, 1] instead of float32[3]"),
+        (np.ones(3, np.float32), None, "only one of the models has it"),
+        (np.float32([1, np.nan]), np.float32([1, np.nan]), ""),
+        (np.float32([1, np.nan]), np.float32([np.nan, 1]), "NaN or infinity in other places"),
+        (np.float32([1, np.inf]), np.float32([1, -np.inf]), "NaN or infinity in other places"),
+        (np.float32([1, np.inf]), np.float32([1, 2]), "NaN or infinity in other places"),
+        (np.float32([1, 2]), np.float32([1.00009, 2]), ""),
+        (np.float32([1, 2]), np.float32([1.0002, 2]), "differs by 0.0002, relative 0.0002 > 0.0001"),
+        (np.float32([0, 0]), np.float32([0, 1e-12]), ""),
+        (np.float32([0, 0]), np.float32([0, 1e-9]), "relative 0.001 > 0.0001"),
+        (np.float64([1, 2]), np.float64([1.00002, 2]), "relative 2e-05 > 1e-05"),
+        (np.float16([1, 2]), np.float16([1.01, 2]), ""),
+        (np.complex64([1j, 2]), np.complex64([-1j, 2]), "differs by 2, "),
+        (np.array([1, 2]), np.array([1, 3]), "1 of 2 entries differ"),
+        (np.array([True]), np.array([False]), "1 of 1 entries differ"),
+        ([np.ones(2)], [np.ones(2), np.ones(2)], "another number of elements"),
+        ([np.ones(2)], [np.zeros(2)], "differs by 1"),
+        ([{1: 0.5}], [{1: 0.25}], "differs by 0.25"),
+        ([{1: 0.5}], [{2: 0.5}], "another number of elements"),
+        # boxes up to 640 beside scores up to 1, in rows of their own: the scores are measured by themselves
+        (np.float32([[640, 320], [0.5, 1]]), np.float32([[640, 320], [0.5, 1.005]]), ""),
+        (np.float32([[640, 320], [0.5, 1]]), np.float32([[640, 320], [0.49, 1]]), "relative 0.000156"),
+        (np.float32([[640, 320], [0.5, 1]]), np.float32([[640, 320.03], [0.5, 1]]), ""),
+    ],
+)  # fmt: skip
+def test_comparison(expected: object, found: object, message: str) -> None:
+    tally = Tally()
+    assert tally.agree("y", expected, found) == (message == "")
+    assert [message in fault for fault in tally.faults] == [True] * bool(message)
+
+
+def test_certificates_are_reproducible() -> None:
+    assert certificate(cut(TINY["unet_skip"]()[0])) == certificate(cut(TINY["unet_skip"]()[0]))
+    seeds = {certificate(cut(TINY["unet_skip"]()[0], seed=seed)).max_abs for seed in range(3)}
+    assert len(seeds) == 3

@@ -70,9 +70,9 @@ def transpose(step: Step) -> None:
     step.set(0, [step.labels.transpose(f, perm) for f in step.factors(0)])
 
 
-def _through(step: Step, factors: Factors, moves: Sequence[tuple[str, Sequence[int]]]) -> None:
+def _through(step: Step, factors: Factors, moves: Sequence[tuple[str, Sequence[int]]]) -> Factors:
     """Apply reshapes and transposes in turn to factors of the first input."""
-    result: list[Factor | None] = []
+    result: list[Factor] = []
     for factor in factors:
         current: Factor | None = factor
         shape: Sequence[int] = step.shape(0)
@@ -83,8 +83,9 @@ def _through(step: Step, factors: Factors, moves: Sequence[tuple[str, Sequence[i
             else:
                 current = None if current is None else step.labels.transpose(current, argument)
                 shape = [shape[a] for a in argument]
-        result.append(current)
-    _set_merged(step, result)
+        if current is not None:
+            result.append(current)
+    return tuple(result)
 
 
 def _fixed_space(step: Step, factors: Factors) -> Factors:
@@ -101,9 +102,8 @@ def depth_to_space(step: Step) -> None:
         split, perm = (n, b, b, c // (b * b), h, w), (0, 3, 4, 1, 5, 2)
     else:
         split, perm = (n, c // (b * b), b, b, h, w), (0, 1, 4, 2, 5, 3)
-    _through(step, step.factors(0), [("reshape", split), ("transpose", perm), ("reshape", out)])
-    name = step.node.outputs[0]
-    step.world.states[name] = _fixed_space(step, step.world.states[name])
+    moves = [("reshape", split), ("transpose", perm), ("reshape", out)]
+    _set_merged(step, _fixed_space(step, _through(step, step.factors(0), moves)))
 
 
 @DIMS.row("SpaceToDepth")
@@ -112,7 +112,7 @@ def space_to_depth(step: Step) -> None:
     b = int(step.node.attr("blocksize"))
     split, perm = (n, c, h // b, b, w // b, b), (0, 3, 5, 1, 2, 4)
     moves = [("reshape", split), ("transpose", perm), ("reshape", (n, c * b * b, h // b, w // b))]
-    _through(step, _fixed_space(step, step.factors(0)), moves)
+    _set_merged(step, _through(step, _fixed_space(step, step.factors(0)), moves))
 
 
 # ---- concatenate and split -------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Masking:
     dtypes: Mapping[str, np.dtype]
     factors: Mapping[str, Factors]
     removed: np.ndarray
+    values: Mapping[str, np.ndarray]
     before: list[Node] = field(default_factory=list)
     after: list[Node] = field(default_factory=list)
     replaced: bool = False
@@ -184,7 +185,8 @@ def einsum(m: Masking) -> None:
 def _reduced(m: Masking) -> list[int]:
     given = m.node.attr("axes")
     if given is None and len(m.node.inputs) > 1 and m.node.inputs[1]:
-        given = m.graph.consts[m.node.inputs[1]].reshape(-1).tolist()
+        name = m.node.inputs[1]
+        given = (m.graph.consts[name] if name in m.graph.consts else m.values[name]).reshape(-1).tolist()
     if not given:
         return [] if m.node.attr("noop_with_empty_axes", 0) else list(range(m.rank()))
     return [a % m.rank() for a in given]
