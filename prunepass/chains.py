@@ -18,6 +18,8 @@ from prunepass.labels import PINNED, Factor, Factors, Labels, Pin
 from prunepass.rules.step import Producer
 
 MEETS_PINNED = "goes together with an index that stays"
+_UNNAMED = (MEETS_PINNED, "meets an axis that cannot shrink")
+"""Reasons that do not say where what cannot shrink comes from."""
 
 
 class _Recorder(Labels):
@@ -56,7 +58,8 @@ class Record:
 
     Shapes
         classes: for each label, its class. factors: of each value, in classes. holders: number of nodes that hold a
-        class. only: the holder of a class that has one. produced: whether a weight produces a class.
+        class. only: the holder of a class that has one. signature: equal for classes with the same holds. produced: whether a
+        weight produces a class.
     """
 
     def __init__(self, graph: Graph, coupling: Coupling) -> None:
@@ -103,6 +106,9 @@ class Record:
     def _count_holders(self) -> None:
         self.holders = np.zeros(self.classes.size, np.int32)
         self.only = np.zeros(self.classes.size, np.int32)
+        self.signature = np.zeros(self.classes.size, np.int64)
+        for number, classes in enumerate(self.held.values()):
+            self.signature[classes] = self.signature[classes] * 1_000_003 + number + 1
         for owner, classes in self.by_owner().items():
             self.holders[classes] += 1
             self.only[classes] = owner
@@ -132,8 +138,16 @@ class Chains:
         self.record = record
         self.outputs = set(record.graph.output_names)
         self.carriers = self._carriers(chosen)
+        self.held_by: dict[int, list[int]] = {}
+        self.holds = record.holds_of(chosen)
+        for c, found in self.holds.items():
+            for hold in found:
+                self.held_by.setdefault(hold.owner, []).append(c)
+        self.named = {hold.owner: hold.reason for hold in record.held if not hold.reason.endswith(_UNNAMED)}
+        self.made_by: dict[str, int] = {}
         self.touching: dict[str, list[int]] = {}
         for index, node in enumerate(record.graph.nodes):
+            self.made_by.update(dict.fromkeys(node.outputs, index))
             for name in dict.fromkeys((*node.inputs, *node.captured, *node.outputs)):
                 self.touching.setdefault(name, []).append(index)
 
@@ -149,8 +163,9 @@ class Chains:
                     found[c].add(name)
         return found
 
-    def find(self, tensor: str, carried: int, holds: Sequence[Hold]) -> tuple[tuple[int, ...], Hold]:
+    def find(self, tensor: str, carried: int) -> tuple[tuple[int, ...], Hold]:
         """Return the nodes from a tensor to the nearest hold of a class that it carries, that one included."""
+        holds = self.holds[carried]
         by_owner = {hold.owner: hold for hold in reversed(holds)}
         values, nodes = self.carriers[carried], self.record.graph.nodes
         came_from: dict[int, int] = {}
@@ -172,6 +187,31 @@ class Chains:
                         reached.add(value)
                         queue.append((value, index))
         return self._short_cut(tensor, holds[0]), holds[0]
+
+    def source(self, hold: Hold) -> str:
+        """Say where that comes from which a held axis meets: the nearest graph input, barrier or other reason."""
+        if hold.owner < 0 or not hold.reason.endswith(_UNNAMED):
+            return ""
+        nodes, inputs = self.record.graph.nodes, set(self.record.graph.input_names)
+        mine = {name for held in self.held_by.get(hold.owner, ()) for name in self.carriers.get(held, ())}
+        queue = deque(name for name in nodes[hold.owner].inputs if name and name not in mine)
+        reached = {*queue, *mine}
+        while queue:
+            name = queue.popleft()
+            if name in inputs:
+                return f"graph input {name!r}"
+            index = self.made_by.get(name)
+            if index is None:
+                continue
+            reason = self.record.barriers.get(index) or self.named.get(index)
+            if reason is not None:
+                return f"{nodes[index].label}: {reason.removeprefix(f'{nodes[index].label}: ')}"
+            fresh = [
+                value for value in (*nodes[index].inputs, *nodes[index].captured) if value and value not in reached
+            ]
+            reached.update(fresh)
+            queue.extend(fresh)
+        return ""
 
     def _way(self, came_from: Mapping[int, int], last: int) -> tuple[int, ...]:
         way: list[int] = []

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunepass.chains import Chains, Hold, Record
+from prunepass.chains import Record
 from prunepass.cost import CostModel
-from prunepass.coupling import OUTPUT, Coupling
+from prunepass.coupling import Coupling
 from prunepass.ephemeral import Dtypes
 from prunepass.graph import Graph, Node
 from prunepass.labels import PINNED
-from prunepass.rules.cost import is_parameter
+from prunepass.pinned import Holder, PinnedAxis, Stays
 from prunepass.rules.masks import MASKS, Masking
-
-FEWEST = 8
-"""Indices that an axis has at least to be worth a line."""
-UNEVEN = "belongs to blocks that could not all lose the same number of indices"
 
 
 @dataclass(frozen=True)
@@ -44,52 +39,6 @@ class GroupFacts:
 
 
 @dataclass(frozen=True)
-class PinnedAxis:
-    """One axis of a weight that looks prunable and is not.
-
-    Units
-        indices: those that stay for this reason. params, macs: what hangs on them. others: further nodes that hold
-        them.
-
-    `chain`: the nodes from the weight to the one that holds it.
-    """
-
-    tensor: str
-    axis: int
-    length: int
-    indices: int
-    node: str
-    op: str
-    reason: str
-    chain: tuple[str, ...]
-    others: int
-    params: int
-    macs: int
-
-
-@dataclass(frozen=True)
-class Holder:
-    """One node (or, all together, the graph outputs) that keeps axes of weights whole.
-
-    Units
-        axes: of weights. params, macs: what hangs on everything that it holds, alone or with others. gain_params,
-        gain_macs: what could go if only this one let go.
-
-    `no_rule`: no rule could follow labels through the node; what lies behind it is unknown and not counted.
-    """
-
-    node: str
-    op: str
-    reason: str
-    no_rule: bool
-    axes: int
-    params: int
-    macs: int
-    gain_params: int
-    gain_macs: int
-
-
-@dataclass(frozen=True)
 class Explanation:
     """Facts about every group, in the order of the coupling; every pinned axis; who holds them, the costliest first."""
 
@@ -101,7 +50,7 @@ class Explanation:
 def explain(graph: Graph, coupling: Coupling, cost: CostModel) -> Explanation:
     """Explain the coupling of a graph; `cost` is the cost model of its units."""
     groups = _groups(graph, coupling, cost)
-    return Explanation(groups, *_Stays(graph, coupling, Record(graph, coupling)).read())
+    return Explanation(groups, *Stays(graph, coupling, Record(graph, coupling)).read())
 
 
 def groups_of_values(coupling: Coupling) -> dict[str, tuple[int, ...]]:
@@ -122,7 +71,6 @@ def groups_of_values(coupling: Coupling) -> dict[str, tuple[int, ...]]:
     return found
 
 
-# ---- what can go -----------------------------------------------------------------------------------------------------
 def _groups(graph: Graph, coupling: Coupling, cost: CostModel) -> tuple[GroupFacts, ...]:
     changed = renormalised(graph, coupling)
     found = []
@@ -149,7 +97,9 @@ def renormalised(graph: Graph, coupling: Coupling) -> dict[int, list[str]]:
             removed = np.zeros(coupling.n_units, bool)
             for number in chosen:
                 removed[coupling.groups[number].units] = True
-            return _Probe(scratch, node.copy(), coupling.shapes, dtypes, coupling.factors, removed).run()
+            return _Probe(
+                scratch, node.copy(), coupling.shapes, dtypes, coupling.factors, removed, coupling.values
+            ).run()
 
         if changes(numbers):
             for number in numbers:
@@ -181,33 +131,3 @@ class _Probe(Masking):
             found = found.copy()
             found.flat[0] = True
         return found
-
-
-# ---- what stays ------------------------------------------------------------------------------------------------------
-class _Stays:
-    """Turn a record into pinned axes and their holders."""
-
-    def __init__(self, graph: Graph, coupling: Coupling, record: Record) -> None:
-        self.graph, self.coupling, self.record = graph, coupling, record
-        self.cost = CostModel(graph, coupling.shapes, record.factors)
-        self.known: dict[bytes, tuple[int, int]] = {}
-
-    def read(self) -> tuple[tuple[PinnedAxis, ...], tuple[Holder, ...]]:
-        """Return the pinned axes and the holders, each the costliest first."""
-        axes = self._axes()
-        owners = self.record.by_owner()
-        holders = [self._holder(owner, classes, axes) for owner, classes in owners.items()]
-        holders += [self._holder(owner, np.zeros(0, int), axes) for owner in self.record.barriers if owner not in owners]
-        shown = sorted((axis for _, axis in axes), key=lambda a: -a.params)
-        return tuple(shown), tuple(sorted(holders, key=lambda h: (-h.gain_params, -h.params)))
-
-    def saved(self, classes: np.ndarray) -> tuple[int, int]:
-        """Return parameters and MACs that hang on classes of labels."""
-        removed = np.zeros(self.record.classes.size, bool)
-        removed[classes] = True
-        removed[PINNED] = False
-        key = np.packbits(removed).tobytes()
-        if key not in self.known:
-            left, total = self.cost.predict(removed), self.cost.total
-            self.known[key] = (total.params - left.params, total.macs - left.macs)
-        return self.known[key]

@@ -14,6 +14,7 @@ from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 from prunepass.binding import Shape
 from prunepass.graph import Graph, Node
+from prunepass.rules.extents import EXTENTS, results
 from prunepass.rules.table import Table
 from prunepass.rules.values import SHAPE_VALUES, VALUES, element_type, evaluate
 
@@ -156,6 +157,8 @@ class Scope:
         if node.op in FOLLOWS:
             pairs = zip(node.outputs, FOLLOWS[node.op])
             return {name: self.types[node.inputs[i]] for name, i in pairs if name and i is not None}
+        if node.op in EXTENTS:
+            return self._by_row(node)
         proto, schema = self._question(node)
         if schema is None:
             return {}
@@ -171,6 +174,16 @@ class Scope:
         shapes = [known_shape(kind) or () for kind in kinds.values()]
         self.misfits += any(len(shape) > 1 and min(shape) < 1 for shape in shapes)
         return kinds
+
+    def _by_row(self, node: Node) -> dict[str, TypeProto]:
+        """Compute the shapes that an operator without a schema gives, where those of its operands are known."""
+        if not all(name in self.shape for name in node.inputs if name):
+            return {}
+        found = results(node, [self.shape[name] if name else None for name in node.inputs])
+        kinds = {}
+        for name, (shape, like) in zip(node.outputs, found):
+            kinds[name] = tensor_type(self.types[node.inputs[like]].tensor_type.elem_type, shape)
+        return {name: kind for name, kind in kinds.items() if name}
 
     def _question(self, node: Node) -> tuple[onnx.NodeProto, onnx.defs.OpSchema | None]:
         """Return a node to infer with and its schema: the node itself, or a stand-in with what the schema knows."""

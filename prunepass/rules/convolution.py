@@ -108,8 +108,8 @@ def _tie_groups(
         outer = np.zeros(groups * og, np.int32)
     blocks_out = outer.reshape(groups, og)
     if inner is None:
-        if og == 1:
-            labels.pin(outer, f"{step.node.label}: one output per group, and the groups are fixed by its input")
+        if og == 1 or labels.policy == "whole":
+            labels.pin(outer, f"{step.node.label}: whole groups would go, and they are fixed by its input")
             return None, None, False
         return None, labels_flat(labels.at_block_site(blocks_out, heads=False), blocks_out), False
     blocks_in = inner.reshape(groups, ig)

@@ -2,7 +2,7 @@
 
 A row is a function of a `Step`, or the text of an equation:
 
-    rule("BatchNormalization", "nc*,c,c,c,c->nc*")
+    rule("Gemm", "mk,kn,n->mn")
 
 One operand per comma, one letter per axis, `*` for all further axes. A letter on two operands means equal labels; a
 letter that is missing on the right is mixed (summed, averaged, normalised over); `*` and `_` are axes that keep their
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prunepass.labels import Factors
+from prunepass.labels import Factors, spans
 from prunepass.rules.step import Letter, Operand, Refused, Step
 from prunepass.rules.table import Table
 
@@ -154,15 +154,16 @@ def _einsum_letters(term: str, rank: int) -> list[Letter]:
 # ---- normalisation ---------------------------------------------------------------------------------------------------
 @DIMS.row("BatchNormalization")
 def batch_norm(step: Step) -> None:
-    """Channel by channel; in training mode the statistics are those of the batch, so only channels can go."""
+    """Channel by channel; in training mode the statistics are those of the data."""
     x = step.operand(0)
-    training = bool(step.node.attr("training_mode", 0)) or any(step.node.outputs[1:])
-    letters: list[Letter] = [a if a == 1 or not training else None for a in range(len(x.shape))]
+    letters: list[Letter] = list(range(len(x.shape)))
     operands = [(x, letters)] + [(step.operand(i), letters[1:2]) for i in range(1, 5)]
-    factors = step.equate(operands, letters)
+    over = [a for a in letters if a != 1] if step.node.attr("training_mode", 0) else []
+    factors = step.equate(operands, letters, over)
     step.set(0, factors)
+    channels = [f.reshape(-1) for f in factors if spans(f) == (1,)]
     for position in range(1, len(step.node.outputs)):
-        step.set(position, [f.reshape(-1) for f in factors])
+        step.set(position, channels)
 
 
 @DIMS.row("InstanceNormalization")

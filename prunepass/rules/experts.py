@@ -7,6 +7,7 @@ runs of whole blocks. The hidden units of an expert are its own; every expert lo
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 
@@ -107,8 +108,9 @@ def matmul_bits_masked(m: Masking) -> None:
 
 
 # ---- experts ---------------------------------------------------------------------------------------------------------
-_DENSE = ((2, None, None, 3), (4, None, None, 5), (6, None, None, 7))
-_QUANTISED = ((2, 3, 11, 4), (5, 6, 12, 7), (8, 9, 13, 10))
+_Places: TypeAlias = tuple[int, "int | None", "int | None", int]
+_DENSE: tuple[_Places, ...] = ((2, None, None, 3), (4, None, None, 5), (6, None, None, 7))
+_QUANTISED: tuple[_Places, ...] = ((2, 3, 11, 4), (5, 6, 12, 7), (8, 9, 13, 10))
 
 
 class _Layer:
@@ -168,8 +170,9 @@ def experts(step: Step) -> None:
     inner = _hidden(step, first, second, fusion)
     rows = np.repeat(inner, 2, 1) if fusion == 1 else np.tile(inner, (1, 2)) if fusion else inner
     columns, rest = last_axis(step, 0)
-    columns = in_runs(step, columns, math.lcm(first.run(), gate.run() if gate.here else 1))[None]
-    result = in_runs(step, step.labels.fresh((node.inputs[second.weight], 1), second.rows), second.row_run())[None]
+    result = step.labels.fresh((node.inputs[second.weight], 1), second.rows)
+    run = math.lcm(first.run(), gate.run() if gate.here else 1, second.row_run())
+    columns, result = (in_runs(step, labels, run)[None] for labels in (columns, result))
     first.label(rows, columns)
     second.label(result, inner)
     if gate.here:
@@ -202,20 +205,23 @@ def _of_one_width(step: Step, columns: np.ndarray, result: np.ndarray) -> None:
 
 @MASKS.row(f"{_MS}MoE")
 def experts_masked(m: Masking) -> None:
-    _no_hidden(m, 2, 3)
+    """Mask the weights, not the input: onnxruntime lets the result overwrite an input that nobody else reads."""
+    _fill(m, 2, [1, 2])
+    _fill(m, 3, [1])
+    _fill(m, 6, [2])
 
 
 @MASKS.row(f"{_MS}QMoE")
 def quantised_experts_masked(m: Masking) -> None:
-    _no_hidden(m, 3, 4)
-
-
-def _no_hidden(m: Masking, weight: int, bias: int) -> None:
-    """Zero weights (or scales) and bias of a hidden unit make it zero behind any of the activations."""
     m.fill(0, [m.rank() - 1], 0.0)
-    for position in (weight, bias):
-        if position < len(m.node.inputs) and m.node.inputs[position]:
-            m.fill(position, [1], 0.0)
+    _fill(m, 3, [1])
+    _fill(m, 4, [1])
+
+
+def _fill(m: Masking, position: int, axes: list[int]) -> None:
+    """Zero weights (or scales) and bias of a hidden unit make it zero behind any of the activations."""
+    if position < len(m.node.inputs) and m.node.inputs[position]:
+        m.fill(position, axes, 0.0)
 
 
 @MACS.row(f"{_MS}MoE {_MS}QMoE")

@@ -59,9 +59,7 @@ def _standardised(m: Masking, name: str, mask: np.ndarray, scale: str, shift: st
 @DIMS.row(f"{_MS}EmbedLayerNormalization")
 def embed_norm(step: Step) -> None:
     """The sum of rows of two or three tables, normalised; the third output is the sum."""
-    tables: list[tuple[Operand, Sequence[Letter]]] = [
-        (step.operand(i), [None, "h"]) for i in (2, 3, 4) if step.has(i)
-    ]
+    tables: list[tuple[Operand, Sequence[Letter]]] = [(step.operand(i), [None, "h"]) for i in (2, 3, 4) if step.has(i)]
     vectors: list[tuple[Operand, Sequence[Letter]]] = [(step.operand(i), ["h"]) for i in (5, 6)]
     factors = step.equate([*tables, *vectors], [None, None, "h"], ["h"])
     for table, _ in tables:
@@ -82,7 +80,9 @@ def embed_norm_masked(m: Masking) -> None:
     whole = [m.graph.fresh_name(names[0]), names[1], names[2] or m.graph.fresh_name(f"{names[0]}_sum")]
     whole[1] = whole[1] or m.graph.fresh_name(f"{names[0]}_lengths")
     m.before.append(Node.make(m.node.op, m.node.inputs, whole, name=whole[0], **m.node.attrs))
-    table = Node.make(m.node.op, m.node.inputs[2:], m.node.outputs, name=m.node.name, epsilon=m.node.attr("epsilon", 1e-12))
+    table = Node.make(
+        m.node.op, m.node.inputs[2:], m.node.outputs, name=m.node.name, epsilon=m.node.attr("epsilon", 1e-12)
+    )
     typed = replace(m, node=table)  # the first input of this one has the type of the sum
     _standardised(typed, whole[2], mask[None], *m.node.inputs[5:7])
     m.replaced = True

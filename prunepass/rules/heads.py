@@ -1,7 +1,7 @@
 """Attention on labels: queries, keys and values as (heads, size), and what fused operators do with them.
 
-A fused attention operator is followed as what it stands for: split the hidden axis into heads, contract queries with keys
-over the head size, contract the scores with the values, join the heads. So it obeys the same policies as the same
+A fused attention operator is followed as what it stands for: split the hidden axis into heads, contract queries with
+keys over the head size, contract the scores with the values, join the heads. So it obeys the same policies as the same
 attention written out: `balanced` thins every head, `whole` removes heads with their key and value head.
 """
 
@@ -101,7 +101,8 @@ def attend(
 ) -> tuple[Factors, Factors]:
     """Return the labels of the result (heads, size), and of the scores (heads, 1).
 
-    bias: position of an input (.., heads or 1, .., ..) that is added to the scores; sink: of one with an entry per head.
+    bias: position of an input (.., heads or 1, .., ..) that is added to the scores; sink: of one with an entry per
+    head.
     """
     heads = query.shape[0]
     key, value = repeated(key, heads), repeated(value, heads)
@@ -146,7 +147,7 @@ def of_one_size(step: Step, *operands: Operand) -> None:
 
 
 def in_chunks(step: Step, operand: Operand, size: int, halves: bool = False) -> None:
-    """Let runs of `size` indices of a head go together; with `halves`, half of each run lies in each half of the head."""
+    """Let runs of `size` indices of a head go together; `halves`: half of each run lies in each half of the head."""
     head = operand.shape[1]
     half, run = (head // 2, size // 2) if halves else (head, size)
     for factor in operand.factors:
@@ -163,7 +164,7 @@ def in_chunks(step: Step, operand: Operand, size: int, halves: bool = False) -> 
 def rotate(step: Step, operand: Operand, size: int, interleaved: bool, tables: Sequence[int]) -> None:
     """Tie the two indices of every rotated pair, alike in all heads, and the entry of the tables that turns them.
 
-    size: how many of the first indices of a head are rotated. tables: positions of the cosines and sines (.., size / 2).
+    size: how many of the first indices of a head are rotated. tables: positions of cosines and sines (.., size / 2).
     """
     pairs = np.arange(size).reshape(-1, 2).T if interleaved else np.arange(size).reshape(2, -1)
     for factor in operand.factors:

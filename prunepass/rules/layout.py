@@ -52,6 +52,7 @@ def reshape_factor(step: Step, factor: Factor, before: Sequence[int], after: Seq
 @DIMS.row("Reshape Flatten Squeeze Unsqueeze")
 def reshape(step: Step) -> None:
     before, after = step.shape(0), step.out_shape(0)
+    _label_merged(step, before, after)
     factors = step.factors(0)
     if math.prod(before) != math.prod(after) or 0 in before:
         raise Refused(f"cannot follow {before} -> {after}")
@@ -61,6 +62,23 @@ def reshape(step: Step) -> None:
 def _set_merged(step: Step, factors: Iterable[Factor | None]) -> None:
     """Store factors that moved onto the same axis as one."""
     step.set(0, step.labels.merge([f for f in factors if f is not None], f"{step.node.label}: axes become one"))
+
+
+def _label_merged(step: Step, before: Sequence[int], after: Sequence[int]) -> None:
+    """Where axes of a constant without labels become one axis, every index of that one axis gets its own label."""
+    name, rank = step.node.inputs[0], len(before)
+    if name not in step.world.consts or name in step.world.states or math.prod(before) != math.prod(after):
+        return
+    own: list[Factor] = []
+    for ins, outs in segments(before, after):
+        long = [axis for axis in ins if before[axis] > 1]
+        if len(long) > 1 and sum(after[axis] > 1 for axis in outs) == 1 and step.fresh_factors(name, long[:1]):
+            size = math.prod(before[axis] for axis in long)
+            shape = [before[axis] if axis in long else 1 for axis in range(rank)]
+            own.append(step.labels.fresh((name, "merged", long[0]), size).reshape(shape))
+        else:
+            own.extend(step.fresh_factors(name, long))
+    step.world.states[name] = tuple(own)
 
 
 @DIMS.row("Transpose")

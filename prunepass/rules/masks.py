@@ -80,7 +80,9 @@ class Masking:
             rest = self.constant(np.where(mask, 0, fill).astype(self.dtype(position)), "fill")
             return self.add("Add", [self.add("Mul", [name, kept]), rest])
         if self.dtype(position) == np.bool_:  # onnxruntime has no Where for it
-            return self.add("Or", [name, self.constant(~mask)]) if fill else self.add("And", [name, self.constant(mask)])
+            return (
+                self.add("Or", [name, self.constant(~mask)]) if fill else self.add("And", [name, self.constant(mask)])
+            )
         return self.add("Where", [self.constant(mask), name, self.number(fill, position)])
 
     def fill(self, position: int, axes: Iterable[int], value: float) -> np.ndarray | None:
@@ -99,7 +101,8 @@ class Masking:
     def become(self, name: str) -> None:
         """Put a value that was computed in front of the node in the place of its result."""
         self.replaced = True
-        self.before.append(Node.make("Identity", [name], [self.node.outputs[0]], name=self.node.name))
+        output = self.node.outputs[0]
+        self.before.append(Node.make("Identity", [name], [output], name=self.graph.fresh_name(f"{output}_masked")))
 
     def standardise(self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, centre: bool = True) -> str:
         """Subtract the mean and divide by the standard deviation of what is kept along `axes`."""
@@ -247,6 +250,20 @@ def layer_norm(m: Masking) -> None:
     if len(m.node.inputs) > 2 and m.node.inputs[2]:
         result = m.add("Add", [result, m.node.inputs[2]])
     m.become(result)
+
+
+@MASKS.row("BatchNormalization")
+def batch_norm(m: Masking) -> None:
+    """In training mode the statistics are those of the data; further outputs stay with the node."""
+    axes = [a for a in range(m.rank()) if a != 1]
+    mask = m.mask(0, axes) if m.node.attr("training_mode", 0) else None
+    if mask is None:
+        return
+    result = m.standardise(m.node.inputs[0], mask, axes, m.node.attr("epsilon", 1e-5))
+    m.become(_per_channel(m, result))
+    if any(m.node.outputs[1:]):
+        m.node.outputs[0] = m.graph.fresh_name(f"{m.node.outputs[0]}_whole")
+        m.replaced = False
 
 
 @MASKS.row("InstanceNormalization")
