@@ -20,6 +20,7 @@ from prunepass.options import format_value
 
 if TYPE_CHECKING:
     from prunepass.coupling import Coupling
+    from prunepass.explain import Explanation
     from prunepass.files import Source
     from prunepass.plan import Plan
 
@@ -146,27 +147,30 @@ def apply(
 
 @dataclass(frozen=True)
 class Inspection:
-    """Hold what `inspect` found: the canonical graph, its coupling, and its size."""
+    """Hold what `inspect` found: the canonical graph, its coupling, what explains it, and its size."""
 
     graph: Graph
     coupling: Coupling
+    explanation: Explanation
     binding: dict[str, int]
     size: dict[str, int]
     sha256: str
     timing: tuple[Timing, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data: groups, tied tensors, barriers, and what keeps axes whole."""
+        """Return everything as plain data, as docs/inspect.md describes it."""
+        holders = self.explanation.holders
         found = {
             "schema": reports.INSPECT_SCHEMA,
             "sha256": self.sha256,
             "size": self.size,
             "inputs": {name: self.coupling.shapes.get(name, ()) for name in self.graph.input_names},
             "assumed": self.binding,
-            "groups": reports.coupling_groups(self.coupling),
+            "groups": reports.coupling_groups(self.coupling, self.explanation),
             "tied": self.coupling.tied,
-            "barriers": reports.barriers(self.coupling.barriers),
-            "pinned": reports.barriers(self.coupling.pinned),
+            "barriers": reports.holders(h for h in holders if h.no_rule),
+            "pinned": reports.holders(h for h in holders if not h.no_rule),
+            "axes": reports.pinned_axes(self.explanation.axes),
             "timing": reports.timing(self.timing),
             "versions": reports.versions(),
         }
@@ -182,12 +186,15 @@ def inspect(
     Raises
         PruneError: the model cannot be used.
     """
+    from prunepass.explain import explain
+
     job = Job.open(model, (), shapes, None, 0, progress)
     Pipeline.parse("canonicalize").run_on(job.facts)
-    coupling, known = job.facts.get("coupling"), job.facts.get("shapes")
-    return Inspection(
-        job.facts.graph, coupling, known.binding, job.before(), job.context.source_sha256, tuple(job.stages())
-    )
+    facts, coupling, cost = job.facts, job.facts.get("coupling"), job.facts.get("cost")
+    with facts.timed("explain"):
+        explanation = explain(facts.graph, coupling, cost)
+    binding, sha256 = facts.get("shapes").binding, job.context.source_sha256
+    return Inspection(facts.graph, coupling, explanation, binding, job.before(), sha256, tuple(job.stages()))
 
 
 def source_paths(model: Source) -> list[Path]:

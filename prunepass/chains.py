@@ -7,19 +7,39 @@ labels to stay. The chain from a weight to a holder is the shortest way through 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from prunepass.coupling import OUTPUT, Coupling, Propagation
 from prunepass.graph import Graph
-from prunepass.labels import PINNED, Factor, Factors, Labels, Pin
+from prunepass.labels import PINNED, Factor, Factors, Labels, Pin, spans
 from prunepass.rules.step import Producer
 
 MEETS_PINNED = "goes together with an index that stays"
 _UNNAMED = (MEETS_PINNED, "meets an axis that cannot shrink")
 """Reasons that do not say where what cannot shrink comes from."""
+UNEVEN = "its blocks cannot all lose the same number of indices"
+
+
+class _Blocks(list[Factor]):
+    """Block structures, and who asked for each."""
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()
+        self.labels = labels
+        self.owners: list[int] = []
+
+    def append(self, factor: Factor) -> None:
+        """Add a block structure that the current node asks for."""
+        super().append(factor)
+        self.owners.append(self.labels.owner)
+
+    def clear(self) -> None:
+        """Forget all."""
+        super().clear()
+        self.owners.clear()
 
 
 class _Recorder(Labels):
@@ -28,6 +48,7 @@ class _Recorder(Labels):
     def __init__(self, coupling: Coupling) -> None:
         super().__init__(coupling.policy)
         self.seen: list[Pin] = []
+        self.blocks = self.owned = _Blocks(self)
 
     def unify(self, a: Factor, b: Factor) -> None:
         """Make two factors equal, index by index."""
@@ -45,21 +66,31 @@ class _Recorder(Labels):
         super().begin_round()
 
 
+Kind = tuple[str, str]
+"""What holds have in common: operator ("" for the graph outputs) and reason."""
+
+
 @dataclass(frozen=True)
 class Hold:
     """One reason why labels stay: the position of the node in the graph (OUTPUT: they are a graph output), and why."""
 
     owner: int
+    op: str
     reason: str
+
+    @property
+    def kind(self) -> Kind:
+        """What it has in common with others."""
+        return self.op, self.reason
 
 
 class Record:
     """Hold what one run on labels found: classes before pins, who holds them, what carries them.
 
     Shapes
-        classes: for each label, its class. factors: of each value, in classes. holders: number of nodes that hold a
-        class. only: the holder of a class that has one. signature: equal for classes with the same holds. produced: whether a
-        weight produces a class.
+        classes: for each label, its class. factors: of each value, in classes. For each class: holders, the number of
+        kinds that hold it; only, the place in `kinds` of one of them; signature, equal for equal holds; produced, if by
+        a weight.
     """
 
     def __init__(self, graph: Graph, coupling: Coupling) -> None:
@@ -68,6 +99,7 @@ class Record:
         run = Propagation(graph, coupling.shapes, coupling.values, coupling.elem_types, recorder)
         world, rounds = run.equalities()
         classes, direct = recorder.classes, list(recorder.pins)
+        blocks = list(zip(recorder.owned.owners, recorder.owned))
         past = len(recorder.seen) + len(direct)
         run.settle(rounds)
         late = [*recorder.seen, *recorder.pins][past:]
@@ -78,8 +110,9 @@ class Record:
         self.factors: dict[str, Factors] = {
             name: tuple(self.classes[f] for f in own) for name, own in world.states.items() if own
         }
+        self.blocks = [(owner, self.classes[factor]) for owner, factor in blocks if len(spans(factor)) > 1]
         self.held = self._held(direct, late)
-        self._count_holders()
+        self.kinds = self._count_holders()
         self.produced = np.zeros(self.classes.size, bool)
         for producer in self.producers:
             self.produced[self.classes[producer.labels]] = True
@@ -98,27 +131,32 @@ class Record:
         return found
 
     def _by_reason(self, pins: Iterable[Pin]) -> dict[Hold, np.ndarray]:
-        parts: dict[Hold, list[np.ndarray]] = {}
+        parts: dict[tuple[int, str], list[np.ndarray]] = {}
         for pin in pins:
-            parts.setdefault(Hold(pin.owner, pin.reason), []).append(pin.labels)
-        return {hold: np.unique(self.classes[np.concatenate(labels)]) for hold, labels in parts.items()}
+            parts.setdefault((pin.owner, pin.reason), []).append(pin.labels)
+        return {self.hold(*key): np.unique(self.classes[np.concatenate(labels)]) for key, labels in parts.items()}
 
-    def _count_holders(self) -> None:
+    def hold(self, owner: int, reason: str) -> Hold:
+        """Describe a reason, without the name of its node in front."""
+        if owner < 0:
+            return Hold(owner, "", reason)
+        node = self.graph.nodes[owner]
+        return Hold(owner, node.op, reason.removeprefix(f"{node.label}: "))
+
+    def _count_holders(self) -> dict[Kind, np.ndarray]:
+        """Count the kinds that hold each class; return the classes of each kind, in the order of the pins."""
+        self.signature = np.zeros(self.classes.size, np.int64)
+        parts: dict[Kind, list[np.ndarray]] = {}
+        for number, (hold, classes) in enumerate(self.held.items()):
+            self.signature[classes] = self.signature[classes] * 1_000_003 + number + 1
+            parts.setdefault(hold.kind, []).append(classes)
         self.holders = np.zeros(self.classes.size, np.int32)
         self.only = np.zeros(self.classes.size, np.int32)
-        self.signature = np.zeros(self.classes.size, np.int64)
-        for number, classes in enumerate(self.held.values()):
-            self.signature[classes] = self.signature[classes] * 1_000_003 + number + 1
-        for owner, classes in self.by_owner().items():
+        kinds = {kind: np.unique(np.concatenate(classes)) for kind, classes in parts.items()}
+        for number, classes in enumerate(kinds.values()):
             self.holders[classes] += 1
-            self.only[classes] = owner
-
-    def by_owner(self) -> dict[int, np.ndarray]:
-        """Return the classes that each node holds, whatever its reasons, in the order in which they turned up."""
-        parts: dict[int, list[np.ndarray]] = {}
-        for hold, classes in self.held.items():
-            parts.setdefault(hold.owner, []).append(classes)
-        return {owner: np.unique(np.concatenate(classes)) for owner, classes in parts.items()}
+            self.only[classes] = number
+        return kinds
 
     def holds_of(self, chosen: Sequence[int]) -> dict[int, list[Hold]]:
         """Return what holds each of some classes."""
@@ -136,10 +174,10 @@ class Chains:
 
     def __init__(self, record: Record, chosen: Sequence[int]) -> None:
         self.record = record
-        self.outputs = set(record.graph.output_names)
-        self.carriers = self._carriers(chosen)
-        self.held_by: dict[int, list[int]] = {}
         self.holds = record.holds_of(chosen)
+        self.carriers: dict[int, set[str]] = {c: set() for c in chosen}
+        self._find_carriers(chosen)
+        self.held_by: dict[int, list[int]] = {}
         for c, found in self.holds.items():
             for hold in found:
                 self.held_by.setdefault(hold.owner, []).append(c)
@@ -151,49 +189,77 @@ class Chains:
             for name in dict.fromkeys((*node.inputs, *node.captured, *node.outputs)):
                 self.touching.setdefault(name, []).append(index)
 
-    def _carriers(self, chosen: Sequence[int]) -> Mapping[int, set[str]]:
-        """Return the values that carry each of some classes."""
+    def _find_carriers(self, chosen: Sequence[int]) -> None:
+        """Find the values that carry each of some classes."""
         mark = np.zeros(self.record.classes.size, bool)
         mark[list(chosen)] = True
-        found: dict[int, set[str]] = {c: set() for c in chosen}
         for name, factors in self.record.factors.items():
             for factor in factors:
                 hit = factor[mark[factor]]
                 for c in np.unique(hit).tolist() if hit.size else ():
-                    found[c].add(name)
-        return found
+                    self.carriers[c].add(name)
 
     def find(self, tensor: str, carried: int) -> tuple[tuple[int, ...], Hold]:
         """Return the nodes from a tensor to the nearest hold of a class that it carries, that one included."""
-        holds = self.holds[carried]
-        by_owner = {hold.owner: hold for hold in reversed(holds)}
+        holds, outputs = {hold.owner: hold for hold in reversed(self.holds[carried])}, self.record.graph.output_names
+        for way, name in self._ways(tensor, carried):
+            if way and way[-1] in holds:
+                return way, holds[way[-1]]
+            if OUTPUT in holds and name in outputs:
+                return way, Hold(OUTPUT, "", f"{holds[OUTPUT].reason} {name!r}")
+        hold = self.holds[carried][0]
+        return self._ends(tensor, hold.owner), hold
+
+    def find_blocks(self, tensor: str, carried: int, classes: np.ndarray) -> tuple[tuple[int, ...], Hold]:
+        """Return the nodes from a tensor to the nearest one whose blocks have unequal shares of some classes."""
+        chosen = np.zeros(self.record.classes.size, bool)
+        chosen[classes] = True
+        uneven = {owner for owner, table in self._tables() if np.ptp(chosen[table].sum(axis=-1))}
+        for way, _ in self._ways(tensor, carried):
+            if way and way[-1] in uneven:
+                return way, self.record.hold(way[-1], UNEVEN)
+        ends = self._ends(tensor, OUTPUT)
+        return ends, self.record.hold(ends[0] if ends else OUTPUT, UNEVEN)
+
+    def _tables(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield block structures as (blocks, inner) arrays, with the node that asks for each or makes the value."""
+        made = [
+            (self.made_by[name], f) for name, own in self.record.factors.items() if name in self.made_by for f in own
+        ]
+        for owner, factor in (*self.record.blocks, *made):
+            axes = spans(factor)
+            if len(axes) > 1:
+                yield owner, factor.reshape(-1, factor.shape[axes[-1]])
+
+    def _ends(self, tensor: str, owner: int) -> tuple[int, ...]:
+        """Name the first user of a tensor and the holder, where no value between them carries the class."""
+        return tuple(dict.fromkeys([*self.touching.get(tensor, [])[:1], *([owner] if owner >= 0 else [])]))
+
+    def _ways(self, tensor: str, carried: int) -> Iterator[tuple[tuple[int, ...], str]]:
+        """Yield every node that a class reaches with the shortest way to it, and every value, nearest first."""
         values, nodes = self.carriers[carried], self.record.graph.nodes
         came_from: dict[int, int] = {}
         queue: deque[tuple[str, int]] = deque([(tensor, -1)])
         reached = {tensor}
         while queue:
             name, before = queue.popleft()
-            if name in self.outputs and OUTPUT in by_owner:
-                return self._way(came_from, before), by_owner[OUTPUT]
+            yield _way(came_from, before), name
             for index in self.touching.get(name, ()):
                 if index in came_from:
                     continue
                 came_from[index] = before
-                if index in by_owner:
-                    return self._way(came_from, index), by_owner[index]
-                node = nodes[index]
-                for value in (*node.outputs, *node.inputs):
+                yield _way(came_from, index), ""
+                for value in (*nodes[index].outputs, *nodes[index].inputs):
                     if value in values and value not in reached:
                         reached.add(value)
                         queue.append((value, index))
-        return self._short_cut(tensor, holds[0]), holds[0]
 
     def source(self, hold: Hold) -> str:
         """Say where that comes from which a held axis meets: the nearest graph input, barrier or other reason."""
         if hold.owner < 0 or not hold.reason.endswith(_UNNAMED):
             return ""
         nodes, inputs = self.record.graph.nodes, set(self.record.graph.input_names)
-        mine = {name for held in self.held_by.get(hold.owner, ()) for name in self.carriers.get(held, ())}
+        mine = {name for held in self.held_by.get(hold.owner, ()) for name in self.carriers[held]}
         queue = deque(name for name in nodes[hold.owner].inputs if name and name not in mine)
         reached = {*queue, *mine}
         while queue:
@@ -205,22 +271,16 @@ class Chains:
                 continue
             reason = self.record.barriers.get(index) or self.named.get(index)
             if reason is not None:
-                return f"{nodes[index].label}: {reason.removeprefix(f'{nodes[index].label}: ')}"
-            fresh = [
-                value for value in (*nodes[index].inputs, *nodes[index].captured) if value and value not in reached
-            ]
+                return f"{nodes[index].label}: {reason}"
+            fresh = [value for value in (*nodes[index].inputs, *nodes[index].captured) if value not in reached]
             reached.update(fresh)
             queue.extend(fresh)
         return ""
 
-    def _way(self, came_from: Mapping[int, int], last: int) -> tuple[int, ...]:
-        way: list[int] = []
-        while last >= 0:
-            way.append(last)
-            last = came_from[last]
-        return tuple(reversed(way))
 
-    def _short_cut(self, tensor: str, hold: Hold) -> tuple[int, ...]:
-        """Name the first user and the holder, where no value between them carries the class."""
-        ends = [*self.touching.get(tensor, ())[:1], *([hold.owner] if hold.owner >= 0 else [])]
-        return tuple(dict.fromkeys(ends))
+def _way(came_from: Mapping[int, int], last: int) -> tuple[int, ...]:
+    way: list[int] = []
+    while last >= 0:
+        way.append(last)
+        last = came_from[last]
+    return tuple(reversed(way))

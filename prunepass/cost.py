@@ -1,6 +1,7 @@
 """The cost of a model, and of what a plan leaves of it, without cutting anything.
 
-MACs follow `rules/cost.py`; the bodies of If, Loop and Scan count 0. Parameters are the elements of all float
+MACs follow `rules/cost.py`. Of the branches of an If the one counts that costs more in the whole model; the body of a
+Loop or Scan counts as many times as it runs, once where that is not known before. Parameters are the elements of all float
 constants, buffers such as BatchNormalization statistics included, and of quantised (8- and 4-bit) weights.
 Bytes are the data of all constants plus what the rest of the file takes (nodes, names), which a plan hardly changes.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from prunepass.kept import Lengths
+from prunepass.repeats import turns
 from prunepass.rules.cost import MACS, Shape, embedded_params, is_parameter
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class _Data:
 class CostModel:
     """Know the cost of a graph, and predict the cost of what a plan leaves of it.
 
-    total: cost of the whole graph. node_macs: MACs of every node, in graph order. uncounted: why nodes of unknown
+    total: cost of the whole graph. node_macs: MACs of every node, in the order of `Graph.walk`. uncounted: why nodes of unknown
     shape count 0.
     """
 
@@ -72,9 +74,10 @@ class CostModel:
         self._data = _read_data(graph, factors, self._lengths)
         known = {**shapes, **{name: graph.consts.shape(name) for name in graph.consts}}
         self.uncounted: tuple[str, ...] = ()
-        self._changing: list[tuple[Node, dict[str, Shape]]] = []
+        self._changing: list[tuple[Node, dict[str, Shape], int]] = []
         self._fixed_macs = 0
-        self.node_macs = tuple(self._read_node(node, known, factors) for node in graph.nodes)
+        times = turns(graph, known)
+        self.node_macs = tuple(self._read_node(node, known, factors, times.get(id(node), 1)) for node in graph.walk())
         self.total = self._cost(self._lengths.after(np.zeros(_unit_count(factors), bool)))
 
     def predict(self, removed: np.ndarray) -> Cost:
@@ -85,30 +88,34 @@ class CostModel:
         """
         return self._cost(self._lengths.after(removed))
 
-    def _read_node(self, node: Node, known: Mapping[str, Shape], factors: Factors) -> int:
-        row = MACS.get(node.op)
-        if row is None:
+    def _read_node(self, node: Node, known: Mapping[str, Shape], factors: Factors, times: int) -> int:
+        if node.op not in MACS or not times:
             return 0
-        names = [name for name in (*node.inputs, *node.outputs) if name]
-        unknown = [name for name in names if name not in known]
+        shapes, unknown = _shapes(node, known)
         if unknown:
-            self.uncounted += (f"{node.label}: the shape of {unknown[0]!r} is unknown",)
+            self.uncounted += (f"{node.label}: the shape of {unknown!r} is unknown",)
             return 0
-        shapes = {name: known[name] for name in names}
-        macs = _apply(node, shapes)
+        macs = times * _apply(node, shapes)
         can_change = [self._lengths.add(name, shape, factors.get(name, ())) for name, shape in shapes.items()]
         if any(can_change):
-            self._changing.append((node, shapes))
+            self._changing.append((node, shapes, times))
         else:
             self._fixed_macs += macs
         return macs
 
     def _cost(self, lengths: np.ndarray) -> Cost:
         macs, places, flat = self._fixed_macs, self._lengths.places, lengths.tolist()
-        for node, shapes in self._changing:
+        for node, shapes, times in self._changing:
             new = {name: tuple(flat[places[name]]) if name in places else old for name, old in shapes.items()}
-            macs += _apply(node, new)
+            macs += times * _apply(node, new)
         return Cost(macs, *self._data.count(lengths))
+
+
+def _shapes(node: Node, known: Mapping[str, Shape]) -> tuple[dict[str, Shape], str]:
+    """Return the shapes of all values of a node, and the first value whose shape is not known."""
+    names = [name for name in (*node.inputs, *node.outputs) if name]
+    unknown = next((name for name in names if name not in known), "")
+    return {name: known[name] for name in names if name in known}, unknown
 
 
 def _apply(node: Node, shapes: Mapping[str, Shape]) -> int:
@@ -118,7 +125,7 @@ def _apply(node: Node, shapes: Mapping[str, Shape]) -> int:
 
 def _read_data(graph: Graph, factors: Factors, lengths: Lengths) -> _Data:
     consts = graph.consts
-    fixed_params, fixed_bytes = sum(map(embedded_params, graph.nodes)), graph.skeleton().ByteSize()
+    fixed_params, fixed_bytes = sum(map(embedded_params, graph.walk())), graph.skeleton().ByteSize()
     rows: list[tuple[int, int, int]] = []
     end = 0
     for name in consts:

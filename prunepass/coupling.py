@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from prunepass.graph import Graph, Node
 from prunepass.labels import PINNED, Factor, Factors, Labels, Pin, Policy, spans
 from prunepass.rules import DIMS
+from prunepass.rules.control import ENTER
 from prunepass.rules.step import Producer, Refused, Step, World
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class Propagation:
     ) -> None:
         self.graph, self.shapes, self.values, self.elem_types = graph, shapes, values, elem_types
         self.labels = labels
+        self.place = {id(node): place for place, node in enumerate(graph.walk())}
 
     def run(self) -> tuple[World, list[tuple[Pin, World]], int]:
         """Equalities first, until stable; then with pins."""
@@ -154,13 +156,23 @@ class Propagation:
         self.labels.begin_round()
         world = World(self.labels, graph.consts, self.shapes, self.values, self.elem_types, graph.opset)
         world.states.update((name, ()) for name in graph.input_names)
-        for position, node in enumerate(graph.nodes):
-            self.labels.owner = position
-            self._interpret(Step(world, node), node)
+        self._visit(world, graph.nodes)
         self.labels.owner = OUTPUT
         for name in graph.output_names:
             self.labels.pin_all(world.states.get(name, ()), "a graph output")
         return world
+
+    def _visit(self, world: World, nodes: Iterable[Node]) -> None:
+        """Interpret nodes in turn; the bodies of a node belong to it."""
+        for node in nodes:
+            step = Step(world, node)
+            if node.bodies:
+                self.labels.owner = self.place[id(node)]
+                ENTER[node.op](step)
+                for body in node.bodies:
+                    self._visit(world, body.nodes)
+            self.labels.owner = self.place[id(node)]
+            self._interpret(step, node)
 
     def _interpret(self, step: Step, node: Node) -> None:
         row = DIMS.get(node.op)
@@ -182,6 +194,7 @@ class _Reader:
 
     def __init__(self, graph: Graph, world: World, labels: Labels, pins: list[tuple[Pin, World]]) -> None:
         self.graph, self.world, self.labels, self.pins = graph, world, labels, pins
+        self.nodes = list(graph.walk())
         self.classes = labels.classes
 
     def read(self, rounds: int) -> Coupling:
@@ -189,7 +202,7 @@ class _Reader:
         joints = self._joints()
         member = _components(joints, self._axes_of(produced), self.labels.count, self.classes)
         usable, rows = _blocks(joints, produced, member, self.labels.count)
-        unit_of = np.zeros(self.labels.count, np.int64)
+        unit_of = np.zeros(self.labels.count, np.int32)
         live = np.flatnonzero(usable)
         unit_of[live] = np.arange(1, live.size + 1)
         factors = self._factors(unit_of)
@@ -332,7 +345,7 @@ class _Reader:
         rows = []
         for (owner, reason), labels in found.items():
             blocked = int(weight[np.unique(np.concatenate(labels))].sum())
-            node = self.graph.nodes[owner] if owner >= 0 else None
+            node = self.nodes[owner] if owner >= 0 else None
             name = (node.name or node.outputs[0]) if node else "graph"
             rows.append(Barrier(name, node.op if node else "", reason, blocked))
         return tuple(sorted(rows, key=lambda b: (-b.params_blocked, b.node)))
@@ -345,7 +358,7 @@ class _Reader:
             blocked[entry.node] = blocked.get(entry.node, 0) + entry.params_blocked
         rows = []
         for owner, reason in sorted(self.world.barriers.items()):
-            node = self.graph.nodes[owner]
+            node = self.nodes[owner]
             name = node.name or node.outputs[0]
             rows.append(Barrier(name, node.op, reason, blocked.get(name, 0)))
         return tuple(rows), pinned
@@ -390,13 +403,14 @@ def _blocks(
     usable = produced.copy()
     signature = np.zeros(count, np.int64)
     touched = np.zeros(count, bool)
-    for table in joints:
+    for number, table in enumerate(joints):
         live = usable[table]
-        touched[table[live]] = True
-        row = np.broadcast_to(np.arange(1, len(table) + 1)[:, None], table.shape)
-        code = np.zeros(count, np.int64)
-        np.add.at(code, table[live], _mix(row[live]))
-        signature = _mix(signature * 31 + code)
+        row = np.broadcast_to(_mix(np.arange(1, len(table) + 1) + (number << 32))[:, None], table.shape)
+        ids, place = np.unique(table[live], return_inverse=True)
+        code = np.zeros(ids.size, np.int64)
+        np.add.at(code, place, row[live])
+        touched[ids] = True
+        signature[ids] = _mix(signature[ids] * 31 + code)
     rows: dict[int, np.ndarray] = {}
     labels = np.flatnonzero(touched & usable)
     for gid in np.unique(member[labels]):
@@ -437,7 +451,7 @@ def _distinct(ids: np.ndarray) -> list[int]:
 def _tied(graph: Graph) -> tuple[str, ...]:
     """Weight matrices that several nodes use."""
     users: dict[str, int] = {}
-    for node in graph.nodes:
+    for node in graph.walk():
         for name in dict.fromkeys(node.inputs):
             if name in graph.consts and len(graph.consts.shape(name)) > 1:
                 users[name] = users.get(name, 0) + 1

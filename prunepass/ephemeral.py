@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import helper
 
-from prunepass.graph import Graph
+from prunepass.graph import Graph, Node
 from prunepass.labels import Factors
 from prunepass.rules.masks import MASKS, Masking
 
@@ -26,18 +26,15 @@ def mask_graph(
     """
     result = graph.copy()
     dtypes = Dtypes(elem_types, graph)
-    nodes = []
-    for node in result.nodes:
+    made: dict[int, list[Node]] = {}
+    for node in result.walk():
         row = MASKS.get(node.op)
         if row is None or node.inputs[0] not in shapes:
-            nodes.append(node)
             continue
         masking = Masking(result, node, shapes, dtypes, factors, removed, values or {})
         row(masking)
-        nodes.extend(masking.before)
-        nodes.extend([] if masking.replaced else [node])
-        nodes.extend(masking.after)
-    result.nodes = nodes
+        made[id(node)] = [*masking.before, *([] if masking.replaced else [node]), *masking.after]
+    result.replace(made)
     return result
 
 

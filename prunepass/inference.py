@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -14,9 +14,11 @@ from onnx import TensorProto, TypeProto, helper, numpy_helper
 
 from prunepass.binding import Shape
 from prunepass.graph import Graph, Node
+from prunepass.protos import tensor_type
 from prunepass.rules.extents import EXTENTS, results
 from prunepass.rules.table import Table
 from prunepass.rules.values import SHAPE_VALUES, VALUES, element_type, evaluate
+from prunepass.turns import visit_bodies
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +42,6 @@ def _schema(op: str, version: int) -> onnx.defs.OpSchema | None:
         return onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:
         return None
-
-
-def tensor_type(elem_type: int, shape: Iterable[int]) -> TypeProto:
-    """Describe a tensor of known shape."""
-    result = TypeProto()
-    result.tensor_type.elem_type = elem_type
-    dims = result.tensor_type.shape.dim
-    for size in shape:
-        dims.add().dim_value = size
-    result.tensor_type.shape.SetInParent()
-    return result
 
 
 def known_shape(kind: TypeProto) -> Shape | None:
@@ -93,13 +84,21 @@ class Scope:
         if array.size <= LIMIT:
             self.value[name] = array
 
+    def adopt(self, other: Scope) -> None:
+        """Take over what another scope, which saw what this one knows, has learned."""
+        self.types, self.shape, self.value = other.types, other.shape, other.value
+        self.from_run, self.misfits = other.from_run, other.misfits
+
     def visit(self, node: Node) -> None:
         """Learn the outputs of a node from what is known of its operands."""
         outputs = [name for name in node.outputs if name]
+        if node.bodies:
+            self._note_run(node)
+            visit_bodies(self, node)
+            return
         if all(name in self.shape for name in outputs):
             return
-        if self.from_run and not self.from_run.isdisjoint((*node.inputs, *node.captured)):
-            self.from_run.update(outputs)
+        self._note_run(node)
         if self._constant(node) or self._branch(node):
             return
         kinds = self._infer(node)
@@ -110,6 +109,11 @@ class Scope:
         for name, array in zip(node.outputs, arrays):
             if name:
                 self.learn_value(name, array)
+
+    def _note_run(self, node: Node) -> None:
+        """Note what follows from values whose shape only a run told."""
+        if self.from_run and not self.from_run.isdisjoint((*node.inputs, *node.captured)):
+            self.from_run.update(name for name in node.outputs if name)
 
     def _constant(self, node: Node) -> bool:
         tensor = node.tensor("value") if node.op == "Constant" else None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunepass.chains import Chains, Hold, Record
+from prunepass.chains import Chains, Hold, Kind, Record
 from prunepass.cost import CostModel
 from prunepass.coupling import Coupling
-from prunepass.graph import Graph, Node
+from prunepass.graph import Graph
 from prunepass.labels import PINNED
 from prunepass.rules.cost import is_parameter
 
@@ -23,10 +24,10 @@ class PinnedAxis:
     """One axis of a weight that looks prunable and is not.
 
     Units
-        indices: those that stay for this reason. params, macs: what hangs on them. others: further nodes that hold
-        them.
+        length, indices: of the axis, and how many of them stay. params, macs: what hangs on those; it could go if
+        nothing held them. others: further reasons that would have to go, too.
 
-    `chain`: the nodes from the weight to the one that holds it.
+    `chain`: the nodes from the weight to the one that holds it. `source`: what that one meets, where it says no more.
     """
 
     tensor: str
@@ -36,6 +37,7 @@ class PinnedAxis:
     node: str
     op: str
     reason: str
+    source: str
     chain: tuple[str, ...]
     others: int
     params: int
@@ -44,18 +46,19 @@ class PinnedAxis:
 
 @dataclass(frozen=True)
 class Holder:
-    """One node (or, all together, the graph outputs) that keeps axes of weights whole.
+    """Nodes of one operator (or the graph outputs, `op` is empty) that keep axes of weights whole for one reason.
 
     Units
-        axes: of weights. params, macs: what hangs on everything that it holds, alone or with others. gain_params,
-        gain_macs: what could go if only this one let go.
+        axes: of weights. params, macs: what hangs on everything that they hold, alone or with others. gain_params,
+        gain_macs: what could go if only they let go.
 
-    `no_rule`: no rule could follow labels through the node; what lies behind it is unknown and not counted.
+    `no_rule`: no rule could follow labels through the nodes; what lies behind them is unknown and not counted.
     """
 
-    node: str
     op: str
     reason: str
+    nodes: tuple[str, ...]
+    sources: tuple[str, ...]
     no_rule: bool
     axes: int
     params: int
@@ -76,6 +79,16 @@ class _Axis:
     sample: int
 
 
+@dataclass
+class _Found:
+    """What was found out about one kind of holds, graph order kept."""
+
+    owners: dict[int, None] = field(default_factory=dict)
+    sources: dict[str, None] = field(default_factory=dict)
+    classes: list[np.ndarray] = field(default_factory=list)
+    axes: int = 0
+
+
 class Stays:
     """Turn a record into pinned axes and their holders."""
 
@@ -83,27 +96,30 @@ class Stays:
         self.graph, self.coupling, self.record = graph, coupling, record
         self.cost = CostModel(graph, coupling.shapes, record.factors)
         self.known: dict[bytes, tuple[int, int]] = {}
-        self.axes_of: dict[int, int] = {}
+        self.found: dict[Kind, _Found] = {}
+        for hold, classes in record.held.items():
+            self._note(hold).classes.append(classes)
+        for owner, reason in record.barriers.items():
+            self._note(record.hold(owner, reason))
+
+    def _note(self, hold: Hold) -> _Found:
+        found = self.found.setdefault(hold.kind, _Found())
+        found.owners[hold.owner] = None
+        return found
 
     def read(self) -> tuple[tuple[PinnedAxis, ...], tuple[Holder, ...]]:
         """Return the pinned axes and the holders, each the costliest first."""
-        axes = [*self._tracked(), *(row for owner in self.record.barriers for row in self._untracked(owner))]
-        holders = [self._holder(owner, classes) for owner, classes in self._owners().items()]
-        holders = [h for h in holders if h.axes or h.params or h.no_rule]
-        holders.sort(key=lambda h: (-h.gain_params, -h.params))
-        return tuple(sorted(axes, key=lambda a: -a.params)), tuple(holders)
-
-    def _owners(self) -> dict[int, np.ndarray]:
-        """Classes that each node holds; nodes without a rule are there even if they hold none."""
-        nothing = np.zeros(0, np.int64)
-        return {**self.record.by_owner(), **{o: nothing for o in self.record.barriers}, **self.record.by_owner()}
+        axes = [*self._tracked(), *self._untracked()]
+        holders = [self._holder(kind, found) for kind, found in self.found.items()]
+        worth = [h for h in holders if h.axes or h.params or h.no_rule]
+        worth.sort(key=lambda h: (-h.gain_params, -h.params))
+        return tuple(sorted((a for a in axes if a.length >= FEWEST), key=lambda a: -a.params)), tuple(worth)
 
     # ---- axes ----------------------------------------------------------------------------------------------------
     def _tracked(self) -> list[PinnedAxis]:
         """Axes with labels of which some or all stay."""
         found = self._candidates()
-        samples = sorted({a.sample for a in found if a.sample != PINNED})
-        self.chains = Chains(self.record, samples)
+        self.chains = Chains(self.record, sorted({a.sample for a in found}))
         return [self._row(axis) for axis in found]
 
     def _candidates(self) -> list[_Axis]:
@@ -113,14 +129,12 @@ class Stays:
         found = []
         for (tensor, axis), parts in labels.items():
             shape = self._shape(tensor)
-            if sum(size > 1 for size in shape) < 2 or shape[axis] < FEWEST:
-                continue
-            stay = shape[axis] - self._live(tensor, axis)
+            stay = shape[axis] - self._live(tensor, axis) if _is_matrix(shape) else 0
             if stay:
                 classes = np.unique(self.record.classes[np.concatenate(parts)])
                 held = classes[self.record.holders[classes] > 0]
-                chosen = held if held.size else classes[classes != PINNED]
-                found.append(_Axis(tensor, axis, shape[axis], stay, chosen, self._sample(held)))
+                classes = held if held.size else classes[classes != PINNED]
+                found.append(_Axis(tensor, axis, shape[axis], stay, classes, self._sample(classes)))
         return self._distinct(found)
 
     def _distinct(self, found: list[_Axis]) -> list[_Axis]:
@@ -128,12 +142,10 @@ class Stays:
         stored = {a.classes.tobytes() for a in found if a.tensor in self.graph.consts}
         return [a for a in found if a.tensor in self.graph.consts or a.classes.tobytes() not in stored]
 
-    def _sample(self, held: np.ndarray) -> int:
+    def _sample(self, classes: np.ndarray) -> int:
         """Return a class that is held by what holds most of them."""
-        if not held.size:
-            return PINNED
-        kinds, first, counts = np.unique(self.record.signature[held], return_index=True, return_counts=True)
-        return int(held[first[counts.argmax()]]) if kinds.size else PINNED
+        _, first, counts = np.unique(self.record.signature[classes], return_index=True, return_counts=True)
+        return int(classes[first[counts.argmax()]])
 
     def _shape(self, name: str) -> tuple[int, ...]:
         consts = self.graph.consts
@@ -148,94 +160,81 @@ class Stays:
         return int(live.sum())
 
     def _row(self, axis: _Axis) -> PinnedAxis:
-        params, macs = self.saved(axis.classes)
-        if axis.sample == PINNED:
-            return PinnedAxis(axis.tensor, axis.axis, axis.length, axis.indices, "", "", UNEVEN, (), 0, params, macs)
-        chain, hold = self.chains.find(axis.tensor, axis.sample)
-        owners = {h.owner for h in self.chains.holds[axis.sample]}
-        for owner in owners:
-            self.axes_of[owner] = self.axes_of.get(owner, 0) + 1
-        node = self._node(hold.owner)
+        kinds = {hold.kind for hold in self.chains.holds[axis.sample]}
+        if kinds:
+            chain, hold = self.chains.find(axis.tensor, axis.sample)
+        else:
+            chain, hold = self.chains.find_blocks(axis.tensor, axis.sample, axis.classes)
+            self._note(hold).classes.append(axis.classes)
+            kinds = {hold.kind}
+        source = self.chains.source(hold)
+        for kind in kinds:
+            self.found[kind].axes += 1
+            if source and kind == hold.kind:
+                self.found[kind].sources[source] = None
         return PinnedAxis(
             axis.tensor,
             axis.axis,
             axis.length,
             axis.indices,
-            node=_name(node),
-            op=node.op if node else "",
-            reason=self._reason(hold),
+            node=self._name(hold.owner),
+            op=hold.op,
+            reason=hold.reason,
+            source=source,
             chain=tuple(self.graph.nodes[index].label for index in chain),
-            others=len(owners) - 1,
-            params=params,
-            macs=macs,
+            others=len(kinds) - 1,
+            params=self.saved(axis.classes)[0],
+            macs=self.saved(axis.classes)[1],
         )
 
-    def _reason(self, hold: Hold) -> str:
-        """Return the reason without the node, and with what stands behind it."""
-        node, source = self._node(hold.owner), self.chains.source(hold)
-        text = hold.reason if node is None else hold.reason.removeprefix(f"{node.label}: ")
-        return f"{text} ({source})" if source else text
-
-    def _node(self, owner: int) -> Node | None:
-        return self.graph.nodes[owner] if owner >= 0 else None
-
-    def _untracked(self, owner: int) -> list[PinnedAxis]:
-        """Axes of the weights of a node without a rule: it reads them itself, and nobody knows how."""
-        node, reason = self.graph.nodes[owner], self.record.barriers[owner]
-        rows = []
-        for name in self._own_weights(owner):
-            shape, size = self._shape(name), math.prod(self._shape(name))
-            for axis in (a for a, length in enumerate(shape) if length >= FEWEST):
-                rows.append(
-                    PinnedAxis(
-                        name,
-                        axis,
-                        shape[axis],
-                        shape[axis],
-                        _name(node),
-                        node.op,
-                        reason,
-                        (node.label,),
-                        0,
-                        size,
-                        self.cost.node_macs[owner],
-                    )
-                )
-        self.axes_of[owner] = self.axes_of.get(owner, 0) + len(rows)
-        return rows
+    def _untracked(self) -> Iterator[PinnedAxis]:
+        """Axes of weights that nodes without a rule read themselves, nobody knows how."""
+        for owner, reason in self.record.barriers.items():
+            node, hold = self.graph.nodes[owner], self.record.hold(owner, reason)
+            for name in self._own_weights(owner):
+                shape, size = self._shape(name), math.prod(self._shape(name))
+                for axis, length in enumerate(shape):
+                    place = (name, axis, length, length, self._name(owner), node.op, hold.reason, "")
+                    yield PinnedAxis(*place, (node.label,), 0, size, self.cost.node_macs[owner])
+                    self.found[hold.kind].axes += length >= FEWEST
 
     def _own_weights(self, owner: int) -> list[str]:
         consts = self.graph.consts
         names = (name for name in dict.fromkeys(self.graph.nodes[owner].inputs) if name in consts)
-        matrices = (name for name in names if sum(size > 1 for size in consts.shape(name)) > 1)
         return [
             name
-            for name in matrices
-            if is_parameter(consts.elem_type(name), len(consts.shape(name))) and name not in self.record.factors
+            for name in names
+            if _is_matrix(consts.shape(name))
+            and is_parameter(consts.elem_type(name), len(consts.shape(name)))
+            and name not in self.record.factors
         ]
 
+    def _name(self, owner: int) -> str:
+        if owner < 0:
+            return "graph"
+        node = self.graph.nodes[owner]
+        return node.name or node.outputs[0]
+
     # ---- holders -------------------------------------------------------------------------------------------------
-    def _holder(self, owner: int, classes: np.ndarray) -> Holder:
-        record, node = self.record, self._node(owner)
-        hold = next((h for h in record.held if h.owner == owner), Hold(owner, record.barriers.get(owner, "")))
+    def _holder(self, kind: Kind, found: _Found) -> Holder:
+        record = self.record
+        classes = np.unique(np.concatenate([np.zeros(0, np.int64), *found.classes]))
         produced = classes[record.produced[classes]]
-        alone = produced[(record.holders[produced] == 1) & (record.only[produced] == owner)]
-        params, macs = self.saved(produced)
-        gain_params, gain_macs = self.saved(alone)
-        own, own_macs = 0, 0
-        if owner in record.barriers:
-            own = sum(math.prod(self._shape(name)) for name in self._own_weights(owner))
-            own_macs = self.cost.node_macs[owner] if own else 0
+        alone = produced
+        if kind in record.kinds:
+            place = list(record.kinds).index(kind)
+            alone = produced[(record.holders[produced] == 1) & (record.only[produced] == place)]
+        barriers = [owner for owner in found.owners if owner in record.barriers]
+        own = {owner: sum(math.prod(self._shape(name)) for name in self._own_weights(owner)) for owner in barriers}
+        more = np.array((sum(own.values()), sum(self.cost.node_macs[owner] for owner in barriers if own[owner])))
         return Holder(
-            _name(node),
-            node.op if node else "",
-            self._reason(hold),
-            owner in record.barriers,
-            self.axes_of.get(owner, 0),
-            params + own,
-            macs + own_macs,
-            gain_params + own,
-            gain_macs + own_macs,
+            *kind,
+            tuple(map(self._name, found.owners)),
+            tuple(found.sources),
+            bool(barriers),
+            found.axes,
+            *(more + self.saved(produced)).tolist(),
+            *(more + self.saved(alone)).tolist(),
         )
 
     def saved(self, classes: np.ndarray) -> tuple[int, int]:
@@ -250,5 +249,6 @@ class Stays:
         return self.known[key]
 
 
-def _name(node: Node | None) -> str:
-    return "graph" if node is None else node.name or node.outputs[0]
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Say whether a tensor has several axes, and elements."""
+    return 0 not in shape and sum(size > 1 for size in shape) > 1

@@ -26,12 +26,14 @@ from prunepass.errors import ModelError
 
 if TYPE_CHECKING:
     from prunepass.coupling import Barrier, Coupling
+    from prunepass.explain import Explanation
     from prunepass.manager import Timing
+    from prunepass.pinned import Holder, PinnedAxis
     from prunepass.plan import Plan
     from prunepass.verify import Certificate
 
 SCHEMA = "prunepass/report/1"
-INSPECT_SCHEMA = "prunepass/inspect/1"
+INSPECT_SCHEMA = "prunepass/inspect/2"
 LIBRARIES = ("onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "scipy", "networkx")
 
 
@@ -62,16 +64,55 @@ def barriers(found: Iterable[Barrier]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(barrier) for barrier in sorted(found, key=lambda b: -b.params_blocked)]
 
 
-def coupling_groups(coupling: Coupling) -> list[dict[str, Any]]:
-    """Return the coupling groups: units in all, the blocks that must lose the same number each, the producing axes."""
+def coupling_groups(coupling: Coupling, explained: Explanation) -> list[dict[str, Any]]:
+    """Return the coupling groups: producing axes, units in all and in how many blocks, what they weigh, exact or not."""
     return [
         {
             "name": group.name,
             "units": int(group.units.size),
             "blocks": len(group.units),
             "sites": [f"{tensor}[{axis}]" for tensor, axis in group.axes],
+            "params": facts.params,
+            "macs": facts.macs,
+            "removal": "exact" if facts.exact else "renormalised",
+            "renormalised_by": facts.renormalised_by,
         }
-        for group in coupling.groups
+        for group, facts in zip(coupling.groups, explained.groups)
+    ]
+
+
+def holders(found: Iterable[Holder]) -> list[dict[str, Any]]:
+    """Return the nodes that keep axes whole: what hangs on them, and what could go if only this one let go."""
+    return [
+        {
+            "node": holder.node,
+            "op": holder.op,
+            "reason": holder.reason,
+            "axes": holder.axes,
+            "params_blocked": holder.params,
+            "macs_blocked": holder.macs,
+            "gain": {"params": holder.gain_params, "macs": holder.gain_macs},
+        }
+        for holder in found
+    ]
+
+
+def pinned_axes(found: Iterable[PinnedAxis]) -> list[dict[str, Any]]:
+    """Return the axes of weights that stay, with the chain of nodes to the reason."""
+    return [
+        {
+            "site": f"{axis.tensor}[{axis.axis}]",
+            "length": axis.length,
+            "indices": axis.indices,
+            "node": axis.node,
+            "op": axis.op,
+            "reason": axis.reason,
+            "chain": axis.chain,
+            "others": axis.others,
+            "params": axis.params,
+            "macs": axis.macs,
+        }
+        for axis in found
     ]
 
 

@@ -132,7 +132,7 @@ def _tapped(graph: Graph, taps: tuple[str, ...]) -> tuple[Graph, dict[str, str]]
     if not taps:
         return graph, {}
     graph = graph.copy()
-    known = {*graph.input_names, *graph.consts, *graph.producers()}
+    known = {*graph.input_names, *graph.consts, *(name for node in graph.nodes for name in node.outputs)}
     names = {}
     for tap in taps:
         if tap not in known:

@@ -80,7 +80,7 @@ def kept_by_name(graph: Graph, coupling: Coupling, patterns: Sequence[str]) -> n
     marked = np.zeros(coupling.n_units, bool)
     compiled = [re.compile(p) for p in patterns]
     names = {n for n in coupling.factors if any(p.search(n) for p in compiled)}
-    for node in graph.nodes:
+    for node in graph.walk():
         if node.name and any(p.search(node.name) for p in compiled):
             names.update(node.outputs)
             names.update(n for n in node.inputs if n in graph.consts)

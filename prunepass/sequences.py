@@ -17,14 +17,14 @@ def unpack_sequences(graph: Graph) -> int:
     if not any(node.op == "SplitToSequence" for node in graph.nodes):
         return 0
     fixed = _fixed_shapes(graph)
-    uses, outputs = graph.uses(), set(graph.output_names)
+    uses, outputs, outer = graph.uses(), set(graph.output_names), set(map(id, graph.nodes))
     made: dict[int, list[Node]] = {}
     gone: set[int] = set()
     for node in graph.nodes:
         if node.op != "SplitToSequence" or node.outputs[0] in outputs:
             continue
         readers = [reader for reader, _ in uses.get(node.outputs[0], ())]
-        picks = [_position(graph, reader) for reader in readers]
+        picks = [_position(graph, reader) if id(reader) in outer else None for reader in readers]
         parts = _parts(graph, node, fixed)
         if parts is None or any(p is None or not -len(parts) <= p < len(parts) for p in picks):
             continue
@@ -32,10 +32,7 @@ def unpack_sequences(graph: Graph) -> int:
             graph, node, parts, [(r, p % len(parts)) for r, p in zip(readers, picks) if p is not None]
         )
         gone.update(id(reader) for reader in readers)
-    kept: list[Node] = []
-    for node in graph.nodes:
-        kept += made.get(id(node), [] if id(node) in gone else [node])
-    graph.nodes = kept
+    graph.replace({**made, **{number: [] for number in gone}})
     return len(made)
 
 

@@ -39,9 +39,9 @@ class Chain:
 
 def chains(graph: Graph) -> Iterator[Chain]:
     """Yield what has the form of a shuffle."""
-    uses, outputs, made = graph.uses(), set(graph.output_names), graph.producers()
-    single = {name for name, found in uses.items() if len(found) == 1 and name not in outputs}
-    for merge in graph.nodes:
+    uses, results, made = graph.uses(), graph.results, graph.producers()
+    single = {name for name, found in uses.items() if len(found) == 1 and name not in results}
+    for merge in graph.walk():
         turn = made.get(merge.inputs[0]) if merge.op == "Reshape" else None
         split = made.get(turn.inputs[0]) if turn is not None and turn.op == "Transpose" else None
         if turn is None or split is None or split.op != "Reshape":
@@ -84,8 +84,7 @@ def gather_shuffles(graph: Graph, shapes: Mapping[str, Shape], certain: bool) ->
         name = graph.fresh_name(f"{out}_order")
         graph.consts[name] = indices
         gather = Node.make("Gather", [chain.split.inputs[0], name], [out], name=chain.merge.name, axis=axis)
-        graph.nodes[graph.nodes.index(chain.merge)] = gather
-        graph.nodes = [node for node in graph.nodes if node is not chain.split and node is not chain.turn]
+        graph.replace({id(chain.merge): [gather], id(chain.split): (), id(chain.turn): ()})
     return len(found)
 
 

@@ -19,18 +19,17 @@ def slice_graph(graph: Graph, plan: Plan) -> int:
     assert plan.coupling is not None and plan.removed is not None, "bind the plan first"
     coupling = plan.coupling
     change = Change(graph, coupling.shapes, coupling.values, coupling.factors, plan.removed)
-    nodes: list[Node] = []
+    made: dict[int, list[Node]] = {}
     changes = 0
-    for node in graph.nodes:
+    for node in graph.walk():
         row = SIZES.get(node.op)
         if row is None or not any(change.axes(name) for name in (*node.inputs, *node.outputs)):
-            nodes.append(node)
             continue
         resizing = Resizing(change, node)
         row(resizing)
-        nodes += [*resizing.before, node, *resizing.after]
+        made[id(node)] = [*resizing.before, node, *resizing.after]
         changes += 1
-    graph.nodes = nodes
+    graph.replace(made)
     for name in plan.tensors:
         masks = change.masks(name)
         try:

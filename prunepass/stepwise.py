@@ -122,7 +122,7 @@ def _kept(pair: Pair, name: str, value: Any) -> Any:
 
 def _common_values(pair: Pair, feeds: Feeds) -> list[str]:
     """Return what both models compute under one name, without the largest where they would fill the memory."""
-    made = pair.first.producers()
+    made = {name for node in pair.first.nodes for name in node.outputs}
     names = [name for node in pair.second.nodes for name in node.outputs if name in made]
     if not pair.shapes:
         return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from graphs import CHANNELS, Grower, Value, block, resized
 
 Made = Value | list[Value] | None

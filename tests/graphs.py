@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx
-from fixtures.tiny import Net
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
+from fixtures.tiny import Net
 
 T = TypeVar("T")
 OPSETS = (17, 13, 18, 21, 23, 11, 9)
@@ -271,6 +272,7 @@ def resized(x: Value, axis: int, size: int) -> tuple[int, ...]:
 def grow(rng: random.Random, most: int = 60) -> Grown:
     """Grow a graph of 5 to `most` nodes."""
     import graph_blocks  # noqa: F401  (fills BLOCKS)
+    import graph_odd  # noqa: F401
     import graph_sequences  # noqa: F401
 
     opset = OPSETS[rng.randrange(len(OPSETS))]

@@ -10,21 +10,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fixtures.tiny import Net
 from onnx import TensorProto, helper
 
+from fixtures.tiny import Net
 from prunepass import runtime
 from prunepass.api import Job
-from prunepass.coupling import Coupling, analyse
+from prunepass.coupling import Coupling
 from prunepass.ephemeral import mask_graph
-from prunepass.errors import PruneError
-from prunepass.graph import Graph, Node
+from prunepass.graph import Graph
 from prunepass.manager import Pipeline
 from prunepass.plan import Plan
-from prunepass.rules.cost import MACS
-from prunepass.rules.dims import DIMS, same
-from prunepass.rules.masks import MASKS
-from prunepass.rules.sizes import SIZES
 from prunepass.selection import ladder, protected_units, removed_by
 from prunepass.slicing import slice_graph
 

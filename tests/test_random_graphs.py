@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
-from graphs import Grown, graphs
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from graphs import Grown
 
 from prunepass import runtime
 from prunepass.api import Job

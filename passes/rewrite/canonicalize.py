@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunepass.bodies import enter_bodies, inline_branches
 from prunepass.graph import Graph, Node
 from prunepass.manager import Facts, Rewrite
 from prunepass.rules.folding import GROWS, MOVES, WHOLE_MOVES
@@ -34,29 +35,47 @@ class Canonicalize(Rewrite):
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes, constants and uses that changed."""
-        changes = store_constants(graph)
-        changes += bypass_no_ops(graph)
-        changes += fold_constants(graph)
-        changes += unpack_sequences(graph)
-        if is_static(graph) and any(node.op in SHAPE_VALUES for node in graph.nodes):
-            changes += fold_sizes(graph, facts.get("shapes").value)
-        if any(True for _ in chains(graph)):
-            shapes = facts.get("shapes")
-            changes += gather_shuffles(graph, shapes.shape, certain=not shapes.observed)
-        changes += bypass_no_ops(graph)
-        changes += remove_dead(graph) + remove_unused(graph)
-        return changes + unshare(graph)
+        changes = enter_bodies(graph) + simplify(graph)
+        unpacked = unpack_sequences(graph)
+        if unpacked:
+            facts.invalidate()  # more shapes can be inferred now
+        by_shape = unpacked + use_shapes(graph, facts)
+        return changes + by_shape + (simplify(graph) if by_shape else 0)
+
+
+def simplify(graph: Graph) -> int:
+    """Apply what needs no shapes until nothing changes."""
+    total = 0
+    steps = (
+        store_constants,
+        bypass_no_ops,
+        fold_constants,
+        inline_branches,
+        remove_dead,
+        remove_unused,
+        unshare,
+    )
+    while changes := sum([step(graph) for step in steps]):
+        total += changes
+    return total
+
+
+def use_shapes(graph: Graph, facts: Facts) -> int:
+    """Apply what needs shapes, which are inferred only where there is a candidate."""
+    changes = 0
+    if is_static(graph) and any(node.op in SHAPE_VALUES for node in graph.walk()):
+        changes += fold_sizes(graph, facts.get("shapes").value)
+    if any(True for _ in chains(graph)):
+        shapes = facts.get("shapes")
+        changes += gather_shuffles(graph, shapes.shape, certain=not shapes.observed)
+    return changes
 
 
 def store_constants(graph: Graph) -> int:
     """Turn Constant nodes that hold a tensor into initializers."""
-    outputs, kept = set(graph.output_names), []
-    for node in graph.nodes:
-        if node.op != "Constant" or node.outputs[0] in outputs or not _store(graph, node):
-            kept.append(node)
-    changes = len(graph.nodes) - len(kept)
-    graph.nodes = kept
-    return changes
+    results = graph.results
+    stored = (n for n in graph.walk() if n.op == "Constant" and n.outputs[0] not in results and _store(graph, n))
+    return graph.remove(list(stored))
 
 
 def _store(graph: Graph, node: Node) -> bool:
@@ -79,23 +98,19 @@ def _store(graph: Graph, node: Node) -> bool:
 
 def fold_constants(graph: Graph) -> int:
     """Evaluate nodes whose inputs are all constants, where the result is not larger than what it replaces."""
-    outputs, kept = set(graph.output_names), []
+    results = graph.results
     users = {name: len({id(node) for node, _ in found}) for name, found in graph.uses().items()}
-    for node in graph.nodes:
-        if not _foldable(graph, node, outputs, users) or not _fold(graph, node):
-            kept.append(node)
-    changes = len(graph.nodes) - len(kept)
-    graph.nodes = kept
-    return changes
+    folded = (n for n in graph.walk() if _foldable(graph, n, results, users) and _fold(graph, n))
+    return graph.remove(list(folded))
 
 
-def _foldable(graph: Graph, node: Node, outputs: set[str], users: dict[str, int]) -> bool:
+def _foldable(graph: Graph, node: Node, results: frozenset[str], users: dict[str, int]) -> bool:
     given = [name for name in node.inputs if name]
     return (
         node.op in VALUES
         and bool(given)
         and all(name in graph.consts and name not in graph.overridable for name in given)
-        and outputs.isdisjoint(node.outputs)
+        and results.isdisjoint(node.outputs)
         and not (node.op in WHOLE_MOVES and users[given[0]] > 1 and _is_weight(graph, given[0]))
     )
 
@@ -134,20 +149,17 @@ def _stays_small(graph: Graph, node: Node) -> bool:
 
 def fold_sizes(graph: Graph, values: dict[str, np.ndarray]) -> int:
     """Replace nodes that compute short lists of integers, known from the fixed input shapes, by constants."""
-    outputs, kept = set(graph.output_names), []
+    results, gone = graph.results, []
     fed = set(graph.overridable)  # and what follows from them
-    for node in graph.nodes:
+    for node in graph.walk():
         if node.op not in SHAPE_VALUES and not fed.isdisjoint((*node.inputs, *node.captured)):
             fed.update(node.outputs)
         made = [name for name in node.outputs if name]
         known = all(name in values and values[name].dtype.kind in "iub" for name in made)
-        if known and outputs.isdisjoint(made) and fed.isdisjoint(made) and all(values[n].size <= _FEW for n in made):
+        if known and results.isdisjoint(made) and fed.isdisjoint(made) and all(values[n].size <= _FEW for n in made):
             graph.consts.update({name: values[name] for name in made})
-        else:
-            kept.append(node)
-    changes = len(graph.nodes) - len(kept)
-    graph.nodes = kept
-    return changes
+            gone.append(node)
+    return graph.remove(gone)
 
 
 def unshare(graph: Graph) -> int:

@@ -37,11 +37,11 @@ def share_equal(graph: Graph) -> int:
         else:
             twin_of[name] = twin
     changes = 0
-    for node in graph.nodes if twin_of else ():
+    for node in graph.walk() if twin_of else ():
         shared = [twin_of.get(name, name) for name in node.inputs]
         changes += sum(a != b for a, b in zip(shared, node.inputs))
         node.inputs = shared
-        for name in node.captured:
+        for name in () if node.bodies else node.captured:
             if name in twin_of:
                 node.rename_captured(name, twin_of[name])
                 changes += 1

@@ -20,6 +20,7 @@ class SliceChannels(Rewrite):
     """
 
     name = "slice-channels"
+    idempotent = False  # a plan is carried out once
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of tensors and nodes that changed."""

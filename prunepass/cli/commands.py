@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from prunepass import api, inputs
-from prunepass.cli import show
+from prunepass.cli import inspection, show
 from prunepass.cli.arguments import SELECTION
 from prunepass.cli.catalogue import catalogue
 from prunepass.errors import PipelineError, PruneError
@@ -70,7 +70,7 @@ def inspect(args: argparse.Namespace) -> None:
 
         write_text(args.dot, to_dot(found))
     if not args.quiet:
-        show.show_inspection(Console(), found.to_json())
+        inspection.show_inspection(Console(), found.to_json())
 
 
 def list_all(args: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-SHOWN_ROWS = 20
 SHOWN_NAME = 36  # characters
+NUMERIC = frozenset(("before", "after", "left", "seconds", "changes", "units", "sites", "parameters", "MACs"))
 QUANTITIES = (("params", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), ("nodes", "nodes"))
 
 
@@ -46,17 +45,17 @@ class Bar:
 
 def show_report(console: Console, report: dict[str, Any], output: str, detail: bool) -> None:
     """Print sizes before and after, the certificate and the time per stage."""
-    table = _table("", "before", "after", "left")
+    rows = table("", "before", "after", "left")
     for key, title in QUANTITIES:
         before, after = report["before"][key], report["after"][key]
-        table.add_row(title, _count(before), _count(after), _share(after, before))
-    console.print(table)
-    _line(console, "certificate", certificate_text(report["certificate"]))
-    _line(console, "barriers", _barriers_text(report["barriers"]))
-    _line(console, "time", time_text(report["timing"]))
+        rows.add_row(title, count(before), count(after), _share(after, before))
+    console.print(rows)
+    line(console, "certificate", certificate_text(report["certificate"]))
+    line(console, "barriers", _barriers_text(report["barriers"]))
+    line(console, "time", time_text(report["timing"]))
     if detail:
         show_times(console, report["timing"]["stages"])
-    _line(console, "written", output)
+    line(console, "written", output)
 
 
 def certificate_text(certificate: dict[str, Any]) -> str:
@@ -77,77 +76,33 @@ def time_text(timing: dict[str, Any]) -> str:
 
 def show_times(console: Console, stages: list[dict[str, Any]]) -> None:
     """Print one row per run of a pass or analysis."""
-    table = _table("stage", "seconds", "changes")
+    rows = table("stage", "seconds", "changes")
     for stage in stages:
-        changes = "" if stage["changes"] is None else _count(stage["changes"])
-        table.add_row(escape(stage["name"]), f"{stage['seconds']:.4f}", changes)
-    console.print(table)
+        changes = "" if stage["changes"] is None else count(stage["changes"])
+        rows.add_row(escape(stage["name"]), f"{stage['seconds']:.4f}", changes)
+    console.print(rows)
 
 
-def show_inspection(console: Console, found: dict[str, Any]) -> None:
-    """Print size, groups, tied tensors and barriers."""
-    size = found["size"]
-    _line(console, "model", ", ".join(f"{_count(size[key])} {title}" for key, title in QUANTITIES))
-    _line(console, "inputs", "; ".join(f"{name} {list(shape)}" for name, shape in found["inputs"].items()))
-    for name, value in found["assumed"].items():
-        _line(console, "assumed", f"{name} = {value} (set it with --shape)")
-    groups = sorted(found["groups"], key=lambda g: -g["units"])
-    rows = [(_short(g["name"]), _count(g["units"]), str(g["blocks"]), _sites(g["sites"])) for g in groups]
-    _rows(console, f"coupling groups: {len(groups)}", ("group", "units", "blocks", "producing tensors"), rows)
-    if found["tied"]:
-        _line(console, "tied", ", ".join(map(_short, found["tied"])))
-    columns = ("node", "operator", "parameters blocked", "reason")
-    _rows(
-        console,
-        f"barriers, operators that no rule could follow: {len(found['barriers'])}",
-        columns,
-        _why(found["barriers"]),
-    )
-    _rows(console, f"what keeps axes whole: {len(found['pinned'])}", columns, _why(found["pinned"]))
-
-
-def _why(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    return [
-        (
-            _short(b["node"]),
-            b["op"],
-            _count(b["params_blocked"]),
-            b["reason"].removeprefix(f"{b['op']} {b['node']!r}: "),
-        )
-        for b in found
-    ]
-
-
-def _short(name: str) -> str:
+def short(name: str, length: int = SHOWN_NAME) -> str:
     """Leave the middle out of a long name; exporters put what tells names apart at the end."""
-    return name if len(name) <= SHOWN_NAME else f"{name[:9]}...{name[12 - SHOWN_NAME :]}"
+    return name if len(name) <= length else f"{name[: length // 4]}...{name[length // 4 + 3 - length :]}"
 
 
-def _rows(console: Console, title: str, columns: Iterable[str], rows: Sequence[tuple[str, ...]]) -> None:
-    console.print(f"[bold]{title}[/bold]")
-    if not rows:
-        return
-    table = _table(*columns)
-    for row in rows[:SHOWN_ROWS]:
-        table.add_row(*map(escape, row))
-    console.print(table)
-    if len(rows) > SHOWN_ROWS:
-        console.print(f"... and {len(rows) - SHOWN_ROWS} more; --json writes all")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    numeric = {"before", "after", "left", "seconds", "changes", "units", "blocks", "parameters blocked"}
+def table(*columns: str) -> Table:
+    """Return an empty table; columns of numbers are aligned on the right."""
+    rows = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
-    return table
+        rows.add_column(column, justify="right" if column in NUMERIC else "left", overflow="fold")
+    return rows
 
 
-def _line(console: Console, title: str, text: str) -> None:
+def line(console: Console, title: str, text: str) -> None:
+    """Print a title and what belongs to it."""
     console.print(f"[bold]{title:<12}[/bold]{escape(text)}", soft_wrap=True, highlight=False)
 
 
-def _count(value: int | None) -> str:
+def count(value: int | None) -> str:
+    """Write a whole number with separators."""
     return "?" if value is None else f"{value:,}"
 
 
@@ -157,10 +112,6 @@ def _share(after: int | None, before: int | None) -> str:
 
 def _small(value: float | None) -> str:
     return "?" if value is None else f"{value:.1e}"
-
-
-def _sites(sites: list[str]) -> str:
-    return ", ".join(map(_short, sites[:2])) + (f" and {len(sites) - 2} more" if len(sites) > 2 else "")
 
 
 def _barriers_text(barriers: list[dict[str, Any]]) -> str:

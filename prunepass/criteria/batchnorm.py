@@ -27,7 +27,7 @@ class BnScale(Criterion):
 
     def tiers(self, weights: Weights) -> dict[str, Sequence[Site]]:
         """Look at the gains first, then at the producing weights."""
-        gains = {node.inputs[GAIN] for node in weights.graph.nodes if node.op in _BATCH_NORMS}
+        gains = {node.inputs[GAIN] for node in weights.graph.walk() if node.op in _BATCH_NORMS}
         return {
             "BatchNormalization": [site for site in weights.sites if site.tensor in gains],
             "the L2 norm of the producing weights": weights.producers,

@@ -62,7 +62,7 @@ class Weights:
     def __init__(self, graph: Graph, coupling: Coupling, seed: int = 0) -> None:
         self.graph, self.coupling, self.seed = graph, coupling, seed
         self._real = real_weights(graph)
-        self._multiplied = {name for node in graph.nodes if node.op in MACS for name in node.inputs}
+        self._multiplied = {name for node in graph.walk() if node.op in MACS for name in node.inputs}
         found = [site for name in _in_use(graph) for site in self._sites_of(name)]
         self.sites = sorted(found, key=lambda site: not site.produces)
 
@@ -140,7 +140,7 @@ class Weights:
 
 def _in_use(graph: Graph) -> list[str]:
     """Return the names of the constants in the order in which the graph first reads them."""
-    names = dict.fromkeys(name for node in graph.nodes for name in (*node.inputs, *node.captured))
+    names = dict.fromkeys(name for node in graph.walk() for name in (*node.inputs, *node.captured))
     return [name for name in names if name in graph.consts]
 
 

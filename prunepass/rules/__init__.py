@@ -1,11 +1,12 @@
 """What each operator means, one table per question; plug-ins add rows through the entry points `prunepass.rules`."""
 
-from prunepass.rules import attention, convolution, experts, fused, indexing, layout, quantised, recurrent
+from prunepass.rules import attention, control, convolution, experts, fused, indexing, layout, quantised, recurrent
 from prunepass.rules.dims import DIMS, rule
 
 __all__ = [
     "DIMS",
     "attention",
+    "control",
     "convolution",
     "experts",
     "fused",

@@ -56,16 +56,28 @@ def _grouped(step: Step, roles: Roles) -> None:
     outer = outer if outer is not None and outer.any() else None
     own = _grouped_weight(w, inner, outer, tied, groups, roles.transposed)
     known = step.world.states.get(w.name)
-    if known:
-        step.labels.merge([*known, *own], step.node.label)
-    if not known or not w.derived or w.name in step.world.consts:
+    if known is None:
         step.world.states[w.name] = own
+    else:
+        _meet(step, known, own)
     if outer is not None and w.derived and not (tied and inner is not None):
         step.produce(w, key_axis, outer.reshape(groups, -1))
     for position in roles.vectors:
         if step.has(position) and step.shape(position):
             _vector(step, position, outer)
     step.set(0, batch if outer is None else [*batch, on_axis(outer, 1, len(step.out_shape()))])
+
+
+def _meet(step: Step, known: Factors, own: Factors) -> None:
+    """Equate the labels that a weight has with those that it needs; an axis that only one side tracks stays."""
+    needed = {spans(f)[-1]: f for f in own}
+    for factor in known:
+        partner = needed.pop(spans(factor)[-1], None)
+        if partner is None:
+            step.labels.pin(factor, f"{step.node.label}: an axis of the weight cannot shrink")
+        else:
+            step.labels.unify(factor, partner)
+    step.labels.pin_all(tuple(needed.values()), f"{step.node.label}: an axis of the weight cannot shrink")
 
 
 def _own_outputs(step: Step, w: Operand, axis: int, outs: int, groups: int) -> np.ndarray | None:

@@ -40,7 +40,7 @@ SCALES(f"{_MS}MatMulIntegerToFloat", lambda node: Scaling(1, 3, 5, -1))
 def real_weights(graph: Graph) -> dict[str, Callable[[], np.ndarray]]:
     """Map every stored integer weight of rank 2 or more to a function that returns its real values, float32."""
     found: dict[str, Callable[[], np.ndarray]] = {}
-    for node in graph.nodes:
+    for node in graph.walk():
         row = SCALES.get(node.op)
         if row is None:
             continue

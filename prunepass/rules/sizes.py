@@ -72,7 +72,7 @@ def constant_of_shape(r: Resizing) -> None:
     r.scale(0, "", r.change.axes(r.node.outputs[0]))
 
 
-@SIZES.row("Resize Upsample")
+@SIZES.row("Resize")
 def resize(r: Resizing) -> None:
     if len(r.node.inputs) > 3 and r.node.inputs[3]:
         rank = len(r.change.shapes[r.node.inputs[0]])

@@ -118,8 +118,11 @@ class Step:
     # ---- operands and results ------------------------------------------------------------------------------------
     def operand(self, position: int = 0) -> Operand:
         """Read an input that takes part in an index equation."""
-        name = self.node.inputs[position]
         self.read.add(position)
+        return self.value(self.node.inputs[position])
+
+    def value(self, name: str) -> Operand:
+        """Read any value as part of an index equation."""
         world = self.world
         known = name in world.states
         soft = name in world.consts or name in world.soft
@@ -135,8 +138,11 @@ class Step:
 
     def factors(self, position: int = 0) -> Factors:
         """Read an input that is moved as it is; a float constant (or fill) gets labels of its own on every axis."""
-        name = self.node.inputs[position]
         self.read.add(position)
+        return self.state(self.node.inputs[position])
+
+    def state(self, name: str) -> Factors:
+        """Return the labels of a value; a float constant (or fill) gets labels of its own on every axis."""
         world = self.world
         if name not in world.states:
             world.states[name] = self.fresh_factors(name) if name in world.consts or name in world.soft else ()
@@ -171,8 +177,20 @@ class Step:
         for position, name in enumerate(self.node.inputs):
             if name and position not in self.read:
                 self.hold(name, "read as a size, an index or a setting")
-        for name in self.node.captured:
+        for name in () if self.node.bodies else self.node.captured:
             self.hold(name, "read inside a subgraph")
+
+    def note(self, name: str) -> None:
+        """Mark all inputs of this name as read."""
+        self.read.update(position for position, own in enumerate(self.node.inputs) if own == name)
+
+    def unopened(self) -> None:
+        """Refuse a node whose bodies nobody opened.
+
+        Raises
+            Refused: always.
+        """
+        raise Refused("its body was not opened; run canonicalize first")
 
     def hold(self, name: str, reason: str) -> None:
         """Pin a value as a whole."""
@@ -184,14 +202,21 @@ class Step:
 
     def refuse(self, reason: str) -> None:
         """Make this node a barrier: pin every input, track no output."""
-        tracked = False
-        for name in (*self.node.inputs, *self.node.captured):
-            tracked = tracked or bool(self.world.states.get(name))
-            self.hold(name, reason)
-        for name in self.node.outputs:
+        node = self.node
+        inner = [name for body in node.bodies for name in body.outputs] if node.bodies else node.captured
+        for name in node.outputs:
             self.world.states[name] = ()
-        if tracked or any(n in self.world.consts and len(self.world.consts.shape(n)) > 1 for n in self.node.inputs):
-            self.world.barriers[self.labels.owner] = reason
+        self.stop((*node.inputs, *inner), reason)
+
+    def stop(self, names: Iterable[str], reason: str) -> None:
+        """Pin some values as a whole, and note a barrier where that costs anything."""
+        world, costs = self.world, False
+        for name in names:
+            weight = name in world.consts and len(world.consts.shape(name)) > 1 and name in self.node.inputs
+            costs = costs or weight or bool(world.states.get(name))
+            self.hold(name, reason)
+        if costs:
+            world.barriers[self.labels.owner] = reason
 
     # ---- index equations -----------------------------------------------------------------------------------------
     def equate(
