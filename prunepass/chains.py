@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunepass.coupling import OUTPUT, Coupling, Propagation
-from prunepass.graph import Graph
+from prunepass.graph import Graph, Node
 from prunepass.labels import PINNED, Factor, Factors, Labels, Pin, spans
 from prunepass.rules.step import Producer
 
@@ -94,7 +94,7 @@ class Record:
     """
 
     def __init__(self, graph: Graph, coupling: Coupling) -> None:
-        self.graph = graph
+        self.graph, self.nodes = graph, list(graph.walk())
         recorder = _Recorder(coupling)
         run = Propagation(graph, coupling.shapes, coupling.values, coupling.elem_types, recorder)
         world, rounds = run.equalities()
@@ -131,17 +131,17 @@ class Record:
         return found
 
     def _by_reason(self, pins: Iterable[Pin]) -> dict[Hold, np.ndarray]:
-        parts: dict[tuple[int, str], list[np.ndarray]] = {}
+        parts: dict[Hold, list[np.ndarray]] = {}
         for pin in pins:
-            parts.setdefault((pin.owner, pin.reason), []).append(pin.labels)
-        return {self.hold(*key): np.unique(self.classes[np.concatenate(labels)]) for key, labels in parts.items()}
+            parts.setdefault(self.hold(pin.owner, pin.reason), []).append(pin.labels)
+        return {hold: np.unique(self.classes[np.concatenate(labels)]) for hold, labels in parts.items()}
 
     def hold(self, owner: int, reason: str) -> Hold:
-        """Describe a reason, without the name of its node in front."""
+        """Describe a reason, without the name of its node in front; a barrier has one reason for all."""
         if owner < 0:
             return Hold(owner, "", reason)
-        node = self.graph.nodes[owner]
-        return Hold(owner, node.op, reason.removeprefix(f"{node.label}: "))
+        node = self.nodes[owner]
+        return Hold(owner, node.op, self.barriers.get(owner, reason).removeprefix(f"{node.label}: "))
 
     def _count_holders(self) -> dict[Kind, np.ndarray]:
         """Count the kinds that hold each class; return the classes of each kind, in the order of the pins."""
@@ -169,6 +169,15 @@ class Record:
         return found
 
 
+@dataclass(frozen=True)
+class Chain:
+    """The way from a weight to a hold: positions of nodes, and what the last one meets or makes where that helps."""
+
+    nodes: tuple[int, ...]
+    hold: Hold
+    source: str
+
+
 class Chains:
     """Find the shortest way from a weight to what holds it."""
 
@@ -184,9 +193,10 @@ class Chains:
         self.named = {hold.owner: hold.reason for hold in record.held if not hold.reason.endswith(_UNNAMED)}
         self.made_by: dict[str, int] = {}
         self.touching: dict[str, list[int]] = {}
-        for index, node in enumerate(record.graph.nodes):
+        self.values = [_values(node) for node in record.nodes]
+        for index, node in enumerate(record.nodes):
             self.made_by.update(dict.fromkeys(node.outputs, index))
-            for name in dict.fromkeys((*node.inputs, *node.captured, *node.outputs)):
+            for name in self.values[index]:
                 self.touching.setdefault(name, []).append(index)
 
     def _find_carriers(self, chosen: Sequence[int]) -> None:
@@ -199,27 +209,27 @@ class Chains:
                 for c in np.unique(hit).tolist() if hit.size else ():
                     self.carriers[c].add(name)
 
-    def find(self, tensor: str, carried: int) -> tuple[tuple[int, ...], Hold]:
+    def find(self, tensor: str, carried: int) -> Chain:
         """Return the nodes from a tensor to the nearest hold of a class that it carries, that one included."""
         holds, outputs = {hold.owner: hold for hold in reversed(self.holds[carried])}, self.record.graph.output_names
         for way, name in self._ways(tensor, carried):
             if way and way[-1] in holds:
-                return way, holds[way[-1]]
+                return Chain(way, holds[way[-1]], self._source(holds[way[-1]]))
             if OUTPUT in holds and name in outputs:
-                return way, Hold(OUTPUT, "", f"{holds[OUTPUT].reason} {name!r}")
+                return Chain(way, holds[OUTPUT], repr(name))
         hold = self.holds[carried][0]
-        return self._ends(tensor, hold.owner), hold
+        return Chain(self._ends(tensor, hold.owner), hold, self._source(hold))
 
-    def find_blocks(self, tensor: str, carried: int, classes: np.ndarray) -> tuple[tuple[int, ...], Hold]:
+    def find_blocks(self, tensor: str, carried: int, classes: np.ndarray) -> Chain:
         """Return the nodes from a tensor to the nearest one whose blocks have unequal shares of some classes."""
         chosen = np.zeros(self.record.classes.size, bool)
         chosen[classes] = True
         uneven = {owner for owner, table in self._tables() if np.ptp(chosen[table].sum(axis=-1))}
         for way, _ in self._ways(tensor, carried):
             if way and way[-1] in uneven:
-                return way, self.record.hold(way[-1], UNEVEN)
+                return Chain(way, self.record.hold(way[-1], UNEVEN), "")
         ends = self._ends(tensor, OUTPUT)
-        return ends, self.record.hold(ends[0] if ends else OUTPUT, UNEVEN)
+        return Chain(ends, self.record.hold(ends[0] if ends else OUTPUT, UNEVEN), "")
 
     def _tables(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield block structures as (blocks, inner) arrays, with the node that asks for each or makes the value."""
@@ -237,7 +247,7 @@ class Chains:
 
     def _ways(self, tensor: str, carried: int) -> Iterator[tuple[tuple[int, ...], str]]:
         """Yield every node that a class reaches with the shortest way to it, and every value, nearest first."""
-        values, nodes = self.carriers[carried], self.record.graph.nodes
+        carriers = self.carriers[carried]
         came_from: dict[int, int] = {}
         queue: deque[tuple[str, int]] = deque([(tensor, -1)])
         reached = {tensor}
@@ -249,16 +259,16 @@ class Chains:
                     continue
                 came_from[index] = before
                 yield _way(came_from, index), ""
-                for value in (*nodes[index].outputs, *nodes[index].inputs):
-                    if value in values and value not in reached:
+                for value in self.values[index]:
+                    if value in carriers and value not in reached:
                         reached.add(value)
                         queue.append((value, index))
 
-    def source(self, hold: Hold) -> str:
+    def _source(self, hold: Hold) -> str:
         """Say where that comes from which a held axis meets: the nearest graph input, barrier or other reason."""
         if hold.owner < 0 or not hold.reason.endswith(_UNNAMED):
             return ""
-        nodes, inputs = self.record.graph.nodes, set(self.record.graph.input_names)
+        nodes, inputs = self.record.nodes, set(self.record.graph.input_names)
         mine = {name for held in self.held_by.get(hold.owner, ()) for name in self.carriers[held]}
         queue = deque(name for name in nodes[hold.owner].inputs if name and name not in mine)
         reached = {*queue, *mine}
@@ -284,3 +294,10 @@ def _way(came_from: Mapping[int, int], last: int) -> tuple[int, ...]:
         way.append(last)
         last = came_from[last]
     return tuple(reversed(way))
+
+
+def _values(node: Node) -> tuple[str, ...]:
+    """Return the values that meet in a node: what it makes and reads, and what open bodies take and return."""
+    inner = [name for body in node.bodies for name in (*body.inputs, *body.outputs)]
+    captured = () if node.bodies else node.captured
+    return tuple(dict.fromkeys(name for name in (*node.outputs, *node.inputs, *captured, *inner) if name))

@@ -1,8 +1,8 @@
 """The cost of a model, and of what a plan leaves of it, without cutting anything.
 
 MACs follow `rules/cost.py`. Of the branches of an If the one counts that costs more in the whole model; the body of a
-Loop or Scan counts as many times as it runs, once where that is not known before. Parameters are the elements of all float
-constants, buffers such as BatchNormalization statistics included, and of quantised (8- and 4-bit) weights.
+Loop or Scan counts as many times as it runs, once where that is not known before. Parameters are the elements of all
+float constants, buffers such as BatchNormalization statistics included, and of quantised (8- and 4-bit) weights.
 Bytes are the data of all constants plus what the rest of the file takes (nodes, names), which a plan hardly changes.
 """
 
@@ -65,8 +65,8 @@ class _Data:
 class CostModel:
     """Know the cost of a graph, and predict the cost of what a plan leaves of it.
 
-    total: cost of the whole graph. node_macs: MACs of every node, in the order of `Graph.walk`. uncounted: why nodes of unknown
-    shape count 0.
+    total: cost of the whole graph. node_macs: MACs of every node, in the order of `Graph.walk`. uncounted: why nodes
+    of unknown shape count 0.
     """
 
     def __init__(self, graph: Graph, shapes: Mapping[str, Shape], factors: Factors) -> None:

@@ -88,7 +88,7 @@ def renormalised(graph: Graph, coupling: Coupling) -> dict[int, list[str]]:
     carried, scratch = groups_of_values(coupling), graph.copy()
     dtypes = Dtypes(coupling.elem_types, graph)
     found: dict[int, list[str]] = {}
-    for node in graph.nodes:
+    for node in graph.walk():
         numbers = sorted({n for name in node.inputs for n in carried.get(name, ())})
         if not numbers or node.op not in MASKS or node.inputs[0] not in coupling.shapes:
             continue

@@ -162,26 +162,25 @@ class Stays:
     def _row(self, axis: _Axis) -> PinnedAxis:
         kinds = {hold.kind for hold in self.chains.holds[axis.sample]}
         if kinds:
-            chain, hold = self.chains.find(axis.tensor, axis.sample)
+            chain = self.chains.find(axis.tensor, axis.sample)
         else:
-            chain, hold = self.chains.find_blocks(axis.tensor, axis.sample, axis.classes)
-            self._note(hold).classes.append(axis.classes)
-            kinds = {hold.kind}
-        source = self.chains.source(hold)
+            chain = self.chains.find_blocks(axis.tensor, axis.sample, axis.classes)
+            self._note(chain.hold).classes.append(axis.classes)
+            kinds = {chain.hold.kind}
         for kind in kinds:
             self.found[kind].axes += 1
-            if source and kind == hold.kind:
-                self.found[kind].sources[source] = None
+        if chain.source:
+            self.found[chain.hold.kind].sources[chain.source] = None
         return PinnedAxis(
             axis.tensor,
             axis.axis,
             axis.length,
             axis.indices,
-            node=self._name(hold.owner),
-            op=hold.op,
-            reason=hold.reason,
-            source=source,
-            chain=tuple(self.graph.nodes[index].label for index in chain),
+            node=self._name(chain.hold.owner),
+            op=chain.hold.op,
+            reason=chain.hold.reason,
+            source=chain.source,
+            chain=tuple(self.record.nodes[index].label for index in chain.nodes),
             others=len(kinds) - 1,
             params=self.saved(axis.classes)[0],
             macs=self.saved(axis.classes)[1],
@@ -190,7 +189,7 @@ class Stays:
     def _untracked(self) -> Iterator[PinnedAxis]:
         """Axes of weights that nodes without a rule read themselves, nobody knows how."""
         for owner, reason in self.record.barriers.items():
-            node, hold = self.graph.nodes[owner], self.record.hold(owner, reason)
+            node, hold = self.record.nodes[owner], self.record.hold(owner, reason)
             for name in self._own_weights(owner):
                 shape, size = self._shape(name), math.prod(self._shape(name))
                 for axis, length in enumerate(shape):
@@ -200,7 +199,7 @@ class Stays:
 
     def _own_weights(self, owner: int) -> list[str]:
         consts = self.graph.consts
-        names = (name for name in dict.fromkeys(self.graph.nodes[owner].inputs) if name in consts)
+        names = (name for name in dict.fromkeys(self.record.nodes[owner].inputs) if name in consts)
         return [
             name
             for name in names
@@ -212,7 +211,7 @@ class Stays:
     def _name(self, owner: int) -> str:
         if owner < 0:
             return "graph"
-        node = self.graph.nodes[owner]
+        node = self.record.nodes[owner]
         return node.name or node.outputs[0]
 
     # ---- holders -------------------------------------------------------------------------------------------------

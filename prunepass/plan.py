@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from prunepass.coupling import Coupling
 from prunepass.errors import ModelError
 from prunepass.graph import Graph
 from prunepass.kept import kept_masks, new_shape
-from prunepass.labels import spans
+from prunepass.labels import Policy, spans
 
 SCHEMA_VERSION = 1
 
@@ -138,14 +139,12 @@ class Plan:
         try:
             if document["version"] != SCHEMA_VERSION:
                 raise ModelError(f"the plan has version {document['version']}, this tool reads {SCHEMA_VERSION}")
-            tensors = {name: _read_tensor(entry) for name, entry in document["tensors"].items()}
-            groups = tuple(
-                GroupPlan(g["name"], g["units"], g["removed"], tuple(g["sites"]), tuple(g["scores"]))
-                for g in document.get("groups", ())
-            )
-            return cls(
-                tensors, groups, document.get("options", {}), document["policy"], document.get("source_sha256", "")
-            )
+            policy, sha256, options = document["policy"], document.get("source_sha256", ""), document.get("options", {})
+            if policy not in get_args(Policy) or not isinstance(sha256, str) or not isinstance(options, dict):
+                raise ValueError("the policy, source_sha256 or options make no sense")
+            tensors = {name: _read_tensor(name, entry) for name, entry in document["tensors"].items()}
+            groups = tuple(_read_group(entry) for entry in document.get("groups", ()))
+            return cls(tensors, groups, options, policy, sha256)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"not a plan: {type(error).__name__} {error}; write one with --plan") from error
 
@@ -163,18 +162,38 @@ def _entry_mask(shape: tuple[int, ...], axes: tuple[int, ...], indices: np.ndarr
     return mask.reshape([shape[a] if a in axes else 1 for a in range(len(shape))])
 
 
-def _read_tensor(entry: Mapping[str, Any]) -> TensorPlan:
-    shape, after = tuple(map(int, entry["shape"])), tuple(map(int, entry["new_shape"]))
-    kept = []
-    for part in entry["kept"]:
-        axes, indices = tuple(map(int, part["axes"])), np.array(part["indices"], np.int64)
-        if not all(0 <= a < len(shape) for a in axes) or (indices < 0).any():
-            raise ValueError(f"axes {axes} of a tensor of shape {shape}")
-        limit = np.array([shape[a] for a in axes])
-        if indices.size and (indices.reshape(-1, len(axes)) >= limit).any():
-            raise ValueError(f"an index beyond shape {shape}")
-        kept.append((axes, indices))
-    return TensorPlan(shape, after, tuple(kept))
+def _read_tensor(name: str, entry: Mapping[str, Any]) -> TensorPlan:
+    shape, after = (tuple(map(int, _integers(entry[key], f"{key} of {name!r}"))) for key in ("shape", "new_shape"))
+    kept = tuple(_read_entry(name, shape, part) for part in entry["kept"])
+    return TensorPlan(shape, after, kept)
+
+
+def _read_entry(name: str, shape: tuple[int, ...], part: Mapping[str, Any]) -> tuple[tuple[int, ...], np.ndarray]:
+    axes = tuple(map(int, _integers(part["axes"], f"axes of {name!r}")))
+    if not axes or list(axes) != sorted(set(axes)) or not 0 <= axes[0] <= axes[-1] < len(shape):
+        raise ValueError(f"tensor {name!r} of shape {shape} has no axes {axes}")
+    indices = _integers(part["indices"], f"indices of {name!r}", 1 if len(axes) == 1 else 2)
+    rows = indices.reshape(len(indices), -1)
+    if rows.shape[1] != len(axes) or (rows < 0).any() or (rows >= [shape[axis] for axis in axes]).any():
+        raise ValueError(f"an index of tensor {name!r} is outside of shape {shape}")
+    if not np.array_equal(np.unique(rows, axis=0), rows):
+        raise ValueError(f"the indices of tensor {name!r} are not in ascending order")
+    return axes, indices
+
+
+def _integers(value: Any, what: str, rank: int = 1) -> np.ndarray:
+    array = np.array(value)
+    if array.dtype.kind != "i" or array.ndim != rank or not array.size:
+        raise ValueError(f"the {what} are no list of integers")
+    return array.astype(np.int64)
+
+
+def _read_group(entry: Mapping[str, Any]) -> GroupPlan:
+    name, sites, scores = entry["name"], entry["sites"], entry["scores"]
+    units, removed = _integers([entry["units"], entry["removed"]], f"sizes of group {name!r}").tolist()
+    if not isinstance(sites, list) or not isinstance(scores, list) or not 0 <= removed <= units:
+        raise ValueError(f"group {name!r} loses {removed} of {units} units")
+    return GroupPlan(name, units, removed, tuple(sites), tuple(math.nan if s is None else float(s) for s in scores))
 
 
 def _same_tensors(a: Mapping[str, TensorPlan], b: Mapping[str, TensorPlan]) -> bool:

@@ -65,7 +65,7 @@ def barriers(found: Iterable[Barrier]) -> list[dict[str, Any]]:
 
 
 def coupling_groups(coupling: Coupling, explained: Explanation) -> list[dict[str, Any]]:
-    """Return the coupling groups: producing axes, units in all and in how many blocks, what they weigh, exact or not."""
+    """Return the coupling groups: producing axes, units in all and in how many blocks, their weight, exact or not."""
     return [
         {
             "name": group.name,
@@ -85,9 +85,10 @@ def holders(found: Iterable[Holder]) -> list[dict[str, Any]]:
     """Return the nodes that keep axes whole: what hangs on them, and what could go if only this one let go."""
     return [
         {
-            "node": holder.node,
             "op": holder.op,
             "reason": holder.reason,
+            "nodes": holder.nodes,
+            "sources": holder.sources,
             "axes": holder.axes,
             "params_blocked": holder.params,
             "macs_blocked": holder.macs,
@@ -107,6 +108,7 @@ def pinned_axes(found: Iterable[PinnedAxis]) -> list[dict[str, Any]]:
             "node": axis.node,
             "op": axis.op,
             "reason": axis.reason,
+            "source": axis.source,
             "chain": axis.chain,
             "others": axis.others,
             "params": axis.params,

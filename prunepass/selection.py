@@ -19,7 +19,7 @@ from prunepass.coupling import Coupling, Group
 from prunepass.graph import Graph
 from prunepass.labels import spans
 
-_LOOK_AHEAD = 64
+_EXCHANGES, _TRIES = 24, 8
 
 
 @dataclass(frozen=True)
@@ -136,32 +136,60 @@ def take_share(order: Sequence[Event], share: float, total: int) -> list[Event]:
 
 
 def take_budget(
-    order: Sequence[Event], fits: Callable[[Sequence[Event]], bool], cost: Callable[[Sequence[Event]], float]
+    order: Sequence[Event], limit: float, cost: Callable[[Sequence[Event]], float], slack: float = 0.002
 ) -> list[Event] | None:
-    """Return the shortest prefix within a budget; None where even the whole order does not fit.
+    """Return events whose cost is at most `limit`, and as near to it as exchanges of single events lead.
 
-    A later, smaller event takes the place of the last one where that stays nearer to the budget.
+    The shortest prefix that fits comes first. While more than the share `slack` of the limit is unused, the best event
+    that can be taken back is taken back; where none can, one is exchanged for one of another group. None where even the
+    whole order does not fit.
     """
     low, high = 0, len(order)
-    if not fits(order[:high]):
+    if cost(order) > limit:
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(order[:middle]) else (middle + 1, high)
-    best = list(order[:high])
-    if high == 0:
-        return best
-    base, last = list(order[: high - 1]), order[high - 1]
-    best_cost = cost(best)
-    blocked = {last.group}
-    for event in order[high : high + _LOOK_AHEAD]:
-        if event.group in blocked:
-            continue
-        blocked.add(event.group)
-        trial = [*base, event]
-        if fits(trial) and cost(trial) > best_cost:
-            best, best_cost = trial, cost(trial)
-    return best
+        low, high = (low, middle) if cost(order[:middle]) <= limit else (middle + 1, high)
+    chosen = list(order[:high])
+    spent = cost(chosen)
+    for _ in range(_EXCHANGES):
+        if not chosen or spent >= (1 - slack) * limit:
+            break
+        better = _nearer(chosen, order, limit, spent, cost)
+        if better is None:
+            break
+        chosen, spent = better
+    return chosen
+
+
+def _nearer(
+    chosen: Sequence[Event],
+    order: Sequence[Event],
+    limit: float,
+    spent: float,
+    cost: Callable[[Sequence[Event]], float],
+) -> tuple[list[Event], float] | None:
+    """Take one event back, or exchange one, so that more of the limit is used."""
+    taken = {id(event) for event in chosen}
+    last = {event.group: event for event in chosen}
+    following: dict[int, Event] = {}
+    for event in order:
+        if id(event) not in taken:
+            following.setdefault(event.group, event)
+    back = {g: [e for e in chosen if e is not event] for g, event in last.items()}
+    gain = {g: cost(events) - spent for g, events in back.items()}
+    fits = [g for g in gain if spent + gain[g] <= limit and gain[g] > 0]
+    if fits:
+        best = max(fits, key=lambda g: (last[g].key, gain[g]))
+        return back[best], spent + gain[best]
+    saved = {g: spent - cost([*chosen, event]) for g, event in following.items()}
+    pairs = [(gain[a] - saved[b], a, b) for a in gain for b in saved if a != b]
+    room = limit - spent
+    for _, a, b in sorted((p for p in pairs if 0 < p[0] <= room), reverse=True)[:_TRIES]:
+        trial = [*back[a], following[b]]
+        if spent < (total := cost(trial)) <= limit:
+            return trial, total
+    return None
 
 
 def removed_by(events: Sequence[Event], n_units: int) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
+from collections.abc import Mapping
 
+import numpy as np
+
+from prunepass.fixed import Dims, fixed_shapes
 from prunepass.graph import Graph, Node
 
 
@@ -16,7 +18,7 @@ def unpack_sequences(graph: Graph) -> int:
     """
     if not any(node.op == "SplitToSequence" for node in graph.nodes):
         return 0
-    fixed = _fixed_shapes(graph)
+    fixed = fixed_shapes(graph)
     uses, outputs, outer = graph.uses(), set(graph.output_names), set(map(id, graph.nodes))
     made: dict[int, list[Node]] = {}
     gone: set[int] = set()
@@ -43,21 +45,7 @@ def _position(graph: Graph, reader: Node) -> int | None:
     return int(graph.consts[reader.inputs[1]].reshape(-1)[0])
 
 
-def _fixed_shapes(graph: Graph) -> dict[str, list[int | None]]:
-    """Shapes as the file fixes them: None for an axis that may change from run to run."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(graph.skeleton(), data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
-        return {}
-    found = {}
-    for info in (*inferred.value_info, *inferred.input):
-        if info.type.tensor_type.HasField("shape"):
-            dims = info.type.tensor_type.shape.dim
-            found[info.name] = [d.dim_value if d.HasField("dim_value") else None for d in dims]
-    return found
-
-
-def _parts(graph: Graph, node: Node, fixed: dict[str, list[int | None]]) -> list[int] | None:
+def _parts(graph: Graph, node: Node, fixed: Mapping[str, Dims]) -> list[int] | None:
     """Sizes of the parts; None where they are not known for certain."""
     split = node.inputs[1] if len(node.inputs) > 1 else ""
     if split in graph.consts and graph.consts[split].ndim == 1:

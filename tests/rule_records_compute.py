@@ -9,8 +9,8 @@ add = adder(RECORDS)
 
 # ---- element by element
 add(
-    "Abs Atan Asinh Ceil Cos Elu Erf Exp Floor HardSigmoid HardSwish IsInf IsNaN LeakyRelu Neg Relu Round Selu Celu Shrink "
-    "Sigmoid Sign Sin Softplus Softsign Tanh ThresholdedRelu Sinh Cosh Clip",
+    "Abs Atan Asinh Ceil Cos Elu Erf Exp Floor HardSigmoid HardSwish IsInf IsNaN LeakyRelu Neg Relu Round Selu Celu "
+    "Shrink Sigmoid Sign Sin Softplus Softsign Tanh ThresholdedRelu Sinh Cosh Clip",
     [x(2, 4, 3)],
     "abc->abc",
 )
@@ -254,7 +254,7 @@ add("MaxPool", [x(2, 4, 6, 6)], "____->____,____", barrier="positions", kernel_s
 add("MaxPool", [x(2, (4, 3), 6)], "nc__->nc__", units=6, kernel_shape=[2, 2])
 
 SUMS = "ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare"
-for op in SUMS.split() + ["ReduceProd", "ReduceLogSum"]:
+for op in [*SUMS.split(), "ReduceProd", "ReduceLogSum"]:
     of = "unit" if op in ("ReduceProd", "ReduceLogSum") else "real"
     add(op, [x(2, 4, 3, of=of)], "aBc->ac", 11, axes=[1], keepdims=0)
     add(op, [x(2, 4, 3, of=of)], "aBC->a__", 12, axes=[-1, 1])

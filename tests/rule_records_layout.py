@@ -62,6 +62,22 @@ def shuffle(net: Net, a: str) -> list[str]:
     return [net("Reshape", y, net.const([0, -1]))]
 
 
+def meets_fixed(op: str, first: bool) -> Callable[..., list[str]]:
+    """Copies of one index meet an axis that may shrink, before or after one that cannot."""
+
+    def build(net: Net, a: str, b: str, k: str, c: str) -> list[str]:
+        copies = net(op, b, k)
+        early = net("Add", c, copies) if first else ""
+        free = net("Mul", a, copies)
+        return [early or net("Add", c, copies), free]
+
+    return build
+
+
+def divide_by_copies(net: Net, a: str, b: str, k: str) -> list[str]:
+    return [net("Mul", a, net("Expand", b, k))]
+
+
 def repeat_heads(net: Net, a: str) -> list[str]:
     y = net("Expand", net("Unsqueeze", a, net.const([2])), net.const([1, 1, 2, 1]))
     return [net("Reshape", y, net.const([0, 8, 3]))]
@@ -75,6 +91,14 @@ def split_computed(net: Net, a: str) -> list[str]:
 def pad_to_six(net: Net, a: str) -> list[str]:
     after = net("Sub", net.const([6]), size(net, a, 1))
     return [net("Pad", a, together(net, 0, 1, 0, after))]
+
+
+def add_padded(net: Net, a: str, b: str) -> list[str]:
+    return [net("Add", net("Pad", a, net.const([0, 1, 0, 2])), b)]
+
+
+def add_padded_by_attribute(net: Net, a: str, b: str) -> list[str]:
+    return [net("Add", net("Pad", a, pads=[0, 2, 0, 1]), b)]
 
 
 def resize_to(net: Net, a: str) -> list[str]:
@@ -258,6 +282,12 @@ add("Tile", [x(2, 4), k([1, 3])], "ab,_->ab")
 add("Tile", [x(2, 4), k([2, 1])], "ab,_->ab")
 add("Tile", [x(2, 1), k([1, 3])], "a_,_->a_")
 add("Tile", [x(2, (4, 3)), k([1, 2, 2])], "a_b,_->a_b", units=14)
+for op, sizes in (("Expand", [2, 5, 4]), ("Tile", [1, 1, 4])):  # copies of one index follow what they meet
+    more = [x(2, 5, 4), g(2, 5, 1), k(sizes)]
+    add(op, [*more, g(2, 5, 4)], "___,___,_,___->___,___", build=meets_fixed(op, first=True))
+    add(op, [*more, g(2, 5, 4)], "___,___,_,___->___,___", build=meets_fixed(op, first=False))
+    add(op, more, "__c,___,_->__c", build=lambda net, a, b, k, op=op: [net("Mul", a, net(op, b, k))])
+add("Expand", [x(2, (3, 4)), g(2, 3, 1), k([2, 3, 4])], "__c,___,_->__c", units=12, build=divide_by_copies)
 add("Pad", [x(2, 4, 3, 3)], "nchw->nc**", 9, pads=[0, 0, 1, 1, 0, 0, 2, 0])
 add("Pad", [x(2, 4, 3, 3), k([0, 0, 1, 1, 0, 0, 2, 0])], "nchw,_->nc**", units=12)
 add("Pad", [x(2, 4), k([0, 1, 0, 2]), k(0.5, "float32")], "nc,_,->n*", units=6)
@@ -347,3 +377,5 @@ add("Split", [x(2, 8)], "ab->a*,a*", units=2 + 8, build=split_computed)
 add("Gather", [x(2, 8), k([[1, -2], [0, 1]])], "ab,__->a__", units=10, axis=1)
 add("ScatterElements", [w(2, 4, 3), k(np.arange(8).reshape(2, 4, 1) % 3), x(2, 4, 1)], "ab_,ab_,ab_->ab_", axis=2)
 add("Pad", [x(2, 4)], "nc->n*", units=2 + 4, build=pad_to_six)
+add("Pad", [x(2, 4), x(2, 7)], "n*,nc->nc", units=2 + 7, build=add_padded)
+add("Pad", [x(2, 4), x(2, 7)], "n*,nc->nc", 9, units=2 + 7, build=add_padded_by_attribute)

@@ -114,8 +114,8 @@ def adder(records: list[Record]) -> Callable[..., None]:
     ) -> None:
         """Add a record for each operator.
 
-        barrier: part of the reason for which the node must be a barrier. build: makes the outputs of several nodes, given
-        a net and the inputs. attrs: attributes of the single node.
+        barrier: part of the reason for which the node must be a barrier. build: makes the outputs of several nodes,
+        given a net and the inputs. attrs: attributes of the single node.
         """
         for op in ops.split():
             records.append(Record(op, inputs, spec, opset, policy, units, barrier, build, attrs))

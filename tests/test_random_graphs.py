@@ -12,7 +12,7 @@ from graphs import Grown
 
 from prunepass import runtime
 from prunepass.api import Job
-from prunepass.errors import BudgetError
+from prunepass.errors import BudgetError, PruneError
 from prunepass.manager import Pipeline
 from prunepass.plan import Plan
 from prunepass.verify import certify
@@ -44,6 +44,7 @@ class Stats:
     pruned: int = 0
     barriers: int = 0
     budgets: int = 0
+    not_run: int = 0
     notes: list[str] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class Stats:
     def __str__(self) -> str:
         kept = np.percentile(self.kept, [0, 10, 50, 90, 100]).round(2) if self.kept else []
         return (
-            f"{self.examples} examples, {self.pruned} pruned, {self.budgets} budgets out of reach, {len(self.notes)} notes, "
+            f"{self.examples} examples, {self.not_run} not run, {self.pruned} pruned, {self.budgets} budgets out of reach, {len(self.notes)} notes, "
             f"{self.barriers} with barriers, share of units removed {kept}\n{self.reasons}"
         )
 
@@ -74,8 +75,12 @@ def pick_options(rng: random.Random) -> Options:
 def check(grown: Grown, options: Options, stats: Stats) -> None:
     """Prune one graph, and hold the result against everything that is promised."""
     onnx.checker.check_model(grown.model)
-    source = runtime.session(grown.model, optimise="off", threads=1)
-    before = [source.run(feeds) for feeds in (grown.feeds, grown.larger)]
+    try:
+        source = runtime.session(grown.model, threads=1)
+        before = [source.run(feeds) for feeds in (grown.feeds, grown.larger)]
+    except PruneError:  # what onnxruntime cannot run, nobody can certify
+        stats.not_run += 1
+        return
     stats.examples += 1
     job = Job.open(grown.model, (), None, None, 0, None)
     try:

@@ -16,8 +16,9 @@ from prunepass.binding import Binding, Shape, bindings, cut
 from prunepass.errors import PruneError
 from prunepass.feeds import random_inputs
 from prunepass.graph import Graph, Node
-from prunepass.inference import Scope, infer, tensor_type
+from prunepass.inference import Scope, infer
 from prunepass.manager import Analysis, Context, Facts
+from prunepass.protos import tensor_type
 from prunepass.rules.values import element_type
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunepass.bodies import enter_bodies, inline_branches
+from prunepass.fixed import fold_fixed
 from prunepass.graph import Graph, Node
 from prunepass.manager import Facts, Rewrite
 from prunepass.rules.folding import GROWS, MOVES, WHOLE_MOVES
@@ -36,6 +37,8 @@ class Canonicalize(Rewrite):
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes, constants and uses that changed."""
         changes = enter_bodies(graph) + simplify(graph)
+        while folded := fold_fixed(graph):
+            changes += folded + simplify(graph)
         unpacked = unpack_sequences(graph)
         if unpacked:
             facts.invalidate()  # more shapes can be inferred now

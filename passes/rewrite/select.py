@@ -156,7 +156,7 @@ class _Choice:
             found: Cost = model.predict(removed_by(events, n_units))
             return float(getattr(found, self.budget or ""))
 
-        chosen = take_budget(order, lambda events: cost(events) <= share * whole, cost)
+        chosen = take_budget(order, share * whole, cost)
         if chosen is None:
             least = cost(order) / whole
             raise BudgetError(

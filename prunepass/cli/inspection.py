@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from prunepass.cli.show import QUANTITIES, count, line, short, table
+from prunepass.cli.show import QUANTITIES, SHOWN_NAME, count, line, short, table
 
 SHOWN_GROUPS = 20
 SHOWN_HOLDERS = 8
 SHOWN_NAMES = 6
 SHOWN_CHAIN = 8  # nodes
-NAME = 30  # characters
+OTHER_COLUMNS = 46  # characters
 
 
 def show_inspection(console: Console, found: dict[str, Any]) -> None:
@@ -29,43 +30,59 @@ def show_inspection(console: Console, found: dict[str, Any]) -> None:
     outputs = [holder for holder in found["pinned"] if not holder["op"]]
     others = [holder for holder in found["pinned"] if holder["op"]]
     _holders(console, "barriers, operators that no rule could follow", found["barriers"], found["axes"])
-    _holders(console, "other nodes that keep axes of weights whole", others, found["axes"])
+    _holders(console, "other reasons why axes of weights stay whole", others, found["axes"])
     for holder in outputs:
-        line(console, "outputs", f"the graph outputs keep {_axes(holder)} whole: {_weight(holder)}")
+        line(console, "outputs", f"graph outputs keep {_axes(holder)} whole: {_weight(holder)}")
 
 
 def _groups(console: Console, groups: list[dict[str, Any]]) -> None:
     console.print(f"[bold]coupling groups: {len(groups)}[/bold]", highlight=False)
     if not groups:
         return
-    rows = table("group", "units", "sites", "parameters", "MACs", "removal")
-    for group in sorted(groups, key=lambda g: -g["params"])[:SHOWN_GROUPS]:
+    rows = table("group", "units", "sites", "parameters", "MACs", "exact")
+    shown = sorted(groups, key=lambda g: -g["params"])[:SHOWN_GROUPS]
+    names = distinct([group["name"] for group in shown], max(console.width - OTHER_COLUMNS, SHOWN_NAME // 2))
+    for group, name in zip(shown, names):
         units = count(group["units"])
         if group["blocks"] > 1:
             units = f"{group['blocks']} x {count(group['units'] // group['blocks'])}"
         numbers = (str(len(group["sites"])), scaled(group["params"]), scaled(group["macs"]))
-        rows.add_row(escape(short(group["name"], NAME)), units, *numbers, group["removal"])
+        rows.add_row(escape(name), units, *numbers, "yes" if group["removal"] == "exact" else "no")
     console.print(rows)
     if len(groups) > SHOWN_GROUPS:
         console.print(f"... and {len(groups) - SHOWN_GROUPS} smaller ones; --json writes all", highlight=False)
-    nodes = list(dict.fromkeys(node for group in groups for node in group["renormalised_by"]))
+    nodes = {node for group in groups for node in group["renormalised_by"]}
     if nodes:
-        line(console, "renormalised", f"by {_names(nodes, 2)}")
+        ops = Counter(sorted(node.partition(" ")[0] for node in nodes))
+        text = ", ".join(f"{number} {op}" for op, number in ops.most_common())
+        console.print(f"not exact: removal changes the statistics in {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def _holders(console: Console, title: str, holders: list[dict[str, Any]], axes: list[dict[str, Any]]) -> None:
-    """Print two lines per node: why, and one way to it."""
+    """Print two lines per reason: who and why, then what it costs and one way to it."""
     console.print(f"[bold]{title}: {len(holders)}[/bold]", highlight=False)
     for holder in holders[:SHOWN_HOLDERS]:
-        reason = escape(f"{holder['op']} {short(holder['node'])!r}: {holder['reason']}")
-        console.print(f"  {reason}", soft_wrap=True, highlight=False)
-        way = next((a for a in axes if (a["node"], a["op"]) == (holder["node"], holder["op"])), None)
+        console.print(f"  {escape(_who(holder))}", soft_wrap=True, highlight=False)
+        way = next((a for a in axes if (a["op"], a["reason"]) == (holder["op"], holder["reason"])), None)
         text = f"{_axes(holder)}, {_weight(holder)}"
         if way is not None:
             text += f"; {short(way['site'])}: {chain_text(way['chain'])}"
         console.print(f"    {escape(text)}", soft_wrap=True, highlight=False, style="dim")
     if len(holders) > SHOWN_HOLDERS:
         console.print(f"  ... and {len(holders) - SHOWN_HOLDERS} more; --json writes all", highlight=False)
+
+
+def _who(holder: dict[str, Any]) -> str:
+    nodes, sources = holder["nodes"], holder["sources"]
+    who = f"{holder['op']} {short(nodes[0])!r}" + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else "")
+    source = f" ({sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "") + ")" if sources else ""
+    return f"{who}: {holder['reason']}{source}"
+
+
+def distinct(names: list[str], length: int) -> list[str]:
+    """Shorten names, except where that makes two alike."""
+    found = Counter(short(name, length) for name in names)
+    return [name if found[short(name, length)] > 1 else short(name, length) for name in names]
 
 
 def chain_text(chain: list[str]) -> str:
@@ -96,7 +113,9 @@ def _weight(holder: dict[str, Any]) -> str:
     text = f"{scaled(whole[0])} parameters, {scaled(whole[1])} MACs"
     if alone == whole:
         return text
-    return f"{text}, of which {scaled(alone[0])} and {scaled(alone[1])} by nothing else"
+    if not any(alone):
+        return f"{text}, all of it for other reasons, too"
+    return f"{text}, of which {scaled(alone[0])} and {scaled(alone[1])} for no other reason"
 
 
 def _names(names: list[str], shown: int = SHOWN_NAMES) -> str:

@@ -225,6 +225,13 @@ def expand(step: Step) -> None:
         step.world.soft.add(step.node.outputs[0])
         return
     step.set(0, [lift(f, len(after)) for f in step.factors(0)])
+    _stretch(step, before, after)
+
+
+def _stretch(step: Step, before: Sequence[int], after: Sequence[int]) -> None:
+    """Note the axes that come from a single index: copies of it may go like the indices that they meet."""
+    small = [1] * (len(after) - len(before)) + list(before)
+    step.world.stretched[step.node.outputs[0]] = frozenset(a for a, d in enumerate(after) if d > small[a] == 1)
 
 
 @DIMS.row("Tile")
@@ -235,6 +242,7 @@ def tile(step: Step) -> None:
         repeats = [after[a] // before[a] if factor.shape[a] > 1 else 1 for a in range(len(before))]
         result.append(np.tile(factor, repeats))
     step.set(0, result)
+    _stretch(step, before, after)
 
 
 def pad_amounts(step: Step) -> dict[int, tuple[int, int]]:

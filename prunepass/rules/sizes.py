@@ -67,6 +67,13 @@ def expand(r: Resizing) -> None:
     r.scale(1, "", entries)
 
 
+@SIZES.row("Tile")
+def tile(r: Resizing) -> None:
+    before = r.change.shapes[r.node.inputs[0]]
+    axes = r.change.axes(r.node.outputs[0])
+    r.scale(1, "repeats", {a: sizes for a, sizes in axes.items() if before[a] == 1})
+
+
 @SIZES.row("ConstantOfShape")
 def constant_of_shape(r: Resizing) -> None:
     r.scale(0, "", r.change.axes(r.node.outputs[0]))

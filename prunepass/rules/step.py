@@ -26,7 +26,8 @@ class Operand:
     """One input of a node as an index equation sees it.
 
     `adoptable`: a constant (or a constant fill) that has no labels yet and takes those of its partners.
-    `tracked`: axes that some factor of the value spans, also where `factors` leaves one out.
+    `tracked`: axes that some factor of the value spans, also where `factors` leaves one out. `stretched`: axes that were
+    expanded from a single index and take the labels that they meet.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Operand:
     adoptable: bool = False
     derived: bool = False
     tracked: frozenset[int] = frozenset()
+    stretched: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class World:
     opset: int
     states: dict[str, Factors] = field(default_factory=dict)
     soft: set[str] = field(default_factory=set)
+    stretched: dict[str, frozenset[int]] = field(default_factory=dict)
     derived: set[str] = field(default_factory=set)
     producers: list[Producer] = field(default_factory=list)
     barriers: dict[int, str] = field(default_factory=dict)
@@ -134,6 +137,7 @@ class Step:
             adoptable=soft and not known,
             derived=soft or name in world.derived,
             tracked=frozenset(a for f in factors for a in spans(f)),
+            stretched=world.stretched.get(name, frozenset()),
         )
 
     def factors(self, position: int = 0) -> Factors:
@@ -144,6 +148,7 @@ class Step:
     def state(self, name: str) -> Factors:
         """Return the labels of a value; a float constant (or fill) gets labels of its own on every axis."""
         world = self.world
+        world.stretched.pop(name, None)
         if name not in world.states:
             world.states[name] = self.fresh_factors(name) if name in world.consts or name in world.soft else ()
         return world.states[name]
@@ -195,6 +200,7 @@ class Step:
     def hold(self, name: str, reason: str) -> None:
         """Pin a value as a whole."""
         states = self.world.states
+        self.world.stretched.pop(name, None)
         if states.get(name):
             self.labels.pin_all(states[name], f"{self.node.label}: {reason}")
         elif name in self.world.consts or name in self.world.soft:
@@ -298,6 +304,7 @@ class _Equation:
                 continue
             tracked = {axis for f in own for axis in spans(f)}
             tracked |= {self.place[letters[a]] for a in operand.tracked if letters[a] is not None}
+            tracked |= self._stretched(operand, letters)
             self.held |= self._present(operand, letters) - tracked
         if not self.held:
             return lifted
@@ -320,7 +327,32 @@ class _Equation:
             elif operand.adoptable:  # the same constant twice in one equation
                 again = [self._lift(f, letters) for f in self.step.world.states[operand.name]]
                 merged = self.labels.merge([*merged, *(f for f in again if f is not None)], self.why)
+            elif operand.name in self.step.world.stretched:
+                merged = self._follow(merged, operand, letters)
         return merged
+
+    def _stretched(self, operand: Operand, letters: Letters) -> set[int]:
+        return {self.place[letters[axis]] for axis in operand.stretched if letters[axis] is not None}
+
+    def _follow(self, merged: list[Factor], operand: Operand, letters: Letters) -> list[Factor]:
+        """Let axes that were expanded from one index take the labels that they meet; without any they stay."""
+        name, states = operand.name, self.step.world.states
+        del self.step.world.stretched[name]
+        places, present = self._stretched(operand, letters) - self.held, self._present(operand, letters)
+        left: list[Factor] = []
+        own: list[Factor] = []
+        for factor in merged:
+            met = bool(places & set(spans(factor)))
+            reduced: Factor | None = factor
+            if met and not set(spans(factor)) <= present:
+                reduced = self._shared_part(factor, [axis for axis in spans(factor) if axis in present])
+            if reduced is not None:
+                left.append(reduced)
+                if met and set(spans(reduced)) <= present:
+                    own.append(self._lower(reduced, letters))
+        taken = {axis for f in own for axis in spans(f)}
+        states[name] = (*(f for f in states.get(name, ()) if not taken & set(spans(f))), *own)
+        return left
 
     def _adopt_one(self, merged: list[Factor], operand: Operand, letters: Letters) -> tuple[list[Factor], list[Factor]]:
         present, own, left = self._present(operand, letters), [], []
