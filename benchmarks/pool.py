@@ -1,7 +1,7 @@
-"""Run one function on many items, each in a forked process of its own, with limits on time and memory.
+"""Run work in processes of its own, with limits on time and memory: a function on many items, or a command.
 
-The parent has paid for the imports; a child starts in milliseconds, cannot hurt its neighbours, and gives all of its
-memory back. A child reports the stage it is in, so that the reason of a kill can say where it happened.
+For a function the parent has paid for the imports; a forked child starts in milliseconds, cannot hurt its neighbours,
+and gives all of its memory back. It reports the stage it is in, so that the reason of a kill can say where it happened.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import json
 import os
 import selectors
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -140,6 +142,39 @@ def _enforce(child: _Child, limits: Limits) -> None:
         child.killed = "memory"
     if child.killed:
         os.kill(child.pid, signal.SIGKILL)
+
+
+def run_command(command: Sequence[str], limits: Limits) -> Outcome:
+    """Run one command; what ended well has printed its value as JSON in its last line."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
+        child = _Child(0, process.pid, out.fileno(), time.monotonic())
+        try:
+            while True:
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    break
+                _enforce(child, limits)
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            process.kill()
+            process.wait()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall_s = time.monotonic() - child.started
+        printed, complaints = (_lines(file) for file in (out, errors))
+    value = json.loads(printed[-1]) if printed and not process.returncode else None
+    ended, detail = child.killed or ("done" if value is not None else "crash"), ""
+    if ended == "crash":
+        died = f"the process died of {signal.Signals(-process.returncode).name}" if process.returncode < 0 else ""
+        detail = died or (complaints or ["no message"])[-1]
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Outcome(0, ended, "", value, detail, cpu_s, wall_s, child.peak_bytes)
+
+
+def _lines(file: IO[bytes]) -> list[str]:
+    file.seek(0)
+    return file.read().decode(errors="replace").strip().splitlines()
 
 
 def _resident_bytes(pid: int) -> int:

@@ -62,7 +62,8 @@ class _Entrance:
             if name not in made:  # onnxruntime wants a body to return values of its own
                 outputs[position] = self.graph.fresh_name(f"{name}_returned")
                 nodes.append(Node.make("Identity", [name], [outputs[position]]))
-        kinds = {new: _rank_only(info.type) for new, info in zip([*inputs, *outputs], [*infos, *proto.output])}
+        typed = zip([*inputs, *outputs], [*infos, *proto.output])
+        kinds = {new: _rank_only(info.type) for new, info in typed if info.type.WhichOneof("value")}
         shell = onnx.GraphProto(name=proto.name, doc_string=proto.doc_string, metadata_props=proto.metadata_props)
         return Body(attribute, shell, nodes, inputs, outputs, kinds)
 

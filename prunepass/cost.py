@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from prunepass import wire
 from prunepass.kept import Lengths
 from prunepass.repeats import turns
 from prunepass.rules.cost import MACS, Shape, embedded_params, is_parameter
 
 if TYPE_CHECKING:
     from prunepass.graph import Graph, Node
+    from prunepass.manager import Facts
 
 Factors: TypeAlias = Mapping[str, Sequence[np.ndarray]]
 
@@ -109,6 +111,14 @@ class CostModel:
             new = {name: tuple(flat[places[name]]) if name in places else old for name, old in shapes.items()}
             macs += times * _apply(node, new)
         return Cost(macs, *self._data.count(lengths))
+
+
+def source_cost(facts: Facts) -> Cost:
+    """Return what the source weighs; its MACs follow from the first shapes that any pass asked for."""
+    graph, shapes = facts.first.get("shapes") or (facts.graph, facts.get("shapes"))
+    size = facts.context.source_bytes or sum(map(len, wire.encode(facts.source)))
+    params = CostModel(facts.source, {}, {}).total.params
+    return Cost(CostModel(graph, shapes.shape, {}).total.macs, params, size)
 
 
 def _shapes(node: Node, known: Mapping[str, Shape]) -> tuple[dict[str, Shape], str]:

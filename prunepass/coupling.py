@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -185,7 +185,7 @@ class Propagation:
         step.finish()
         world = step.world
         ins = [name for name in node.inputs if name]
-        if ins and all(name in world.consts or name in world.derived for name in ins):
+        if ins and not node.bodies and all(name in world.consts or name in world.derived for name in ins):
             world.derived.update(node.outputs)
 
 
@@ -412,23 +412,46 @@ def _blocks(
         touched[ids] = True
         signature[ids] = _mix(signature[ids] * 31 + code)
     rows: dict[int, np.ndarray] = {}
+    related: dict[int, list[np.ndarray]] = {}
+    for table in joints:  # all labels of a block structure are in one group
+        related.setdefault(int(member[table.max()]), []).append(table)
     labels = np.flatnonzero(touched & usable)
-    for gid in np.unique(member[labels]):
-        own = labels[member[labels] == gid]
+    gids = member[labels]
+    for gid in np.unique(gids):
+        own = labels[gids == gid]
         own = own[np.argsort(signature[own], kind="stable")]
-        _, row, sizes = np.unique(signature[own], return_inverse=True, return_counts=True)
-        for size in np.unique(sizes):
-            alike = own[sizes[row] == size]
-            number = int(gid) if size == sizes.min() else int(member.max()) + 1
-            member[alike] = number
-            rows[number] = alike.reshape(-1, size)
-    for table in joints:
-        group = np.where(usable[table], member[table], -1)
-        for number in _distinct(group):
-            in_block = (group == number).sum(axis=1)
-            if number in rows and in_block.min() != in_block.max():
-                usable[rows.pop(number)] = False
+        tables = related.get(int(gid), [])
+        found = next((g for g in _row_sets(own, signature) if _all_rectangular(g, tables, count)), None)
+        if found is None:
+            usable[own] = False
+        for number, units in enumerate(found or ()):
+            group = int(gid) if number == 0 else int(member.max()) + 1
+            member[units] = group
+            rows[group] = units
     return usable, rows
+
+
+def _row_sets(own: np.ndarray, signature: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Ways to arrange the units of one group: a group for each size of rows, or all rows cut into equal pieces."""
+    _, row, sizes = np.unique(signature[own], return_inverse=True, return_counts=True)
+    distinct = np.unique(sizes)
+    yield [own[sizes[row] == size].reshape(-1, size) for size in distinct]
+    if distinct.size > 1 and not (distinct % distinct[0]).any():
+        yield [own.reshape(-1, distinct[0])]
+
+
+def _all_rectangular(groups: Sequence[np.ndarray], joints: Sequence[np.ndarray], count: int) -> bool:
+    """Say whether each group occurs equally often in all blocks of every joint factor."""
+    number = np.full(count, -1)
+    for i, units in enumerate(groups):
+        number[units] = i
+    for table in joints:
+        group = number[table]
+        for i in _distinct(group):
+            in_block = (group == i).sum(axis=1)
+            if in_block.min() != in_block.max():
+                return False
+    return True
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import onnx
 
 from prunepass import inputs
 from prunepass import report as reports
-from prunepass.cost import CostModel
+from prunepass.cost import CostModel, source_cost
 from prunepass.files import save
 from prunepass.graph import Graph
 from prunepass.manager import Context, Facts, Progress, Timing
@@ -70,7 +70,7 @@ class Job:
         context = Context(seed=seed, keep=inputs.check_keep(keep), progress=progress)
         context.tell("load", 0, 1)
         graph, origin = inputs.open_model(model)
-        context.source_sha256 = origin.sha256
+        context.source_sha256, context.source_bytes = origin.sha256, origin.size_bytes
         context.shapes = inputs.check_shapes(graph, shapes or {})
         context.data = None if data is None else inputs.check_data(graph, data)
         return cls(origin, Facts(graph, context), Timing("load", time.perf_counter() - start))
@@ -81,13 +81,9 @@ class Job:
         return self.facts.context
 
     def before(self) -> dict[str, int]:
-        """Return what the source weighs; its MACs follow from the first shapes that any pass asked for."""
-        facts = self.facts
-        source = Facts(facts.source, self.context)
-        graph, shapes = facts.first.get("shapes") or (facts.source, source.get("shapes"))
-        macs = CostModel(graph, shapes.shape, {}).total.macs
-        params = CostModel(facts.source, {}, {}).total.params
-        return {"params": params, "macs": macs, "bytes": self.origin.size_bytes, "nodes": len(facts.source.nodes)}
+        """Return what the source weighs."""
+        cost = source_cost(self.facts)
+        return {"params": cost.params, "macs": cost.macs, "bytes": cost.bytes, "nodes": len(self.facts.source.nodes)}
 
     def stages(self) -> list[Timing]:
         """Return the time of everything so far."""

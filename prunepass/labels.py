@@ -221,7 +221,7 @@ class Labels:
     def _relate_blocks(self, big: Factor, small: Factor, reason: str) -> Factors:
         """Policy `whole`: only the blocks of the joint factor may go; an index inside a block stays."""
         inner = spans(big)[-1]
-        blocks = self.tidy(self.unify_along(big, [inner]), reason)
+        blocks = self.whole_blocks(big, reason)
         if small.shape[inner] == 1:
             return (small,) if blocks is None else self.relate(blocks, small, reason)
         left = self.pin_axis(small, inner, f"{reason}: only whole blocks are removed")
@@ -263,14 +263,20 @@ class Labels:
         if len(axes) < 2:
             return factor
         if self.policy == "whole":
-            whole = self.tidy(self.unify_along(factor, axes[-1:]))
-            if heads and whole is not None:
-                self.heads.append(whole)
-            return whole
+            return self.whole_blocks(factor, heads=heads)
         if self.policy == "aligned":
             return self.tidy(self.unify_along(factor, axes[:-1]))
         self.blocks.append(factor)
         return factor
+
+    def whole_blocks(
+        self, factor: Factor, reason: str = "one block is the whole tensor", heads: bool = True
+    ) -> Factor | None:
+        """Make the labels of each block one."""
+        whole = self.tidy(self.unify_along(factor, spans(factor)[-1:]), reason)
+        if heads and whole is not None:
+            self.heads.append(whole)
+        return whole
 
     def project(self, factor: Factor, keep: Iterable[int]) -> Factor | None:
         """Sum a factor's tensor over the spanned axes that are not in `keep`; return the labels of the result."""

@@ -48,6 +48,7 @@ class Context:
 
     Units
         shapes: the size of each axis, by input name. keep: regular expressions for names that stay whole.
+        source_bytes: of the files that the source was read from, 0 where there are none.
     """
 
     seed: int = 0
@@ -55,6 +56,7 @@ class Context:
     keep: tuple[str, ...] = ()
     data: dict[str, np.ndarray] | None = None
     source_sha256: str = ""
+    source_bytes: int = 0
     progress: Progress | None = None
 
     def tell(self, what: str, done: int, total: int) -> None:

@@ -191,5 +191,5 @@ class Body:
         proto.CopyFrom(self._shell)
         proto.node.extend(node.to_proto() for node in self.nodes)
         for names, infos in ((self.inputs, proto.input), (self.outputs, proto.output)):
-            infos.extend(onnx.ValueInfoProto(name=name, type=self.kinds.get(name)) for name in names)
+            infos.extend(onnx.ValueInfoProto(name=name, type=self.kinds.get(name)) for name in names)  # None: unknown
         return proto

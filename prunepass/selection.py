@@ -8,10 +8,12 @@ shortest prefix that meets it.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +21,11 @@ from prunepass.coupling import Coupling, Group
 from prunepass.graph import Graph
 from prunepass.labels import spans
 
-_EXCHANGES, _TRIES = 24, 8
+log = logging.getLogger(__name__)
+Scope = Literal["global", "local", "isomorphic", "heads"]
+_DETOURS, _EXCHANGES, _TRIES = 4, 24, 8
+NEAR, FAR = 0.002, 0.02
+"""Shares of a budget: with less than the first unused, it is met; with more than the second, more is tried."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,40 @@ class Event:
     units: np.ndarray
 
 
-def unit_floor(units: int, align: int) -> int:
+def unit_floor(channels: int, align: int) -> int:
     """Return the multiple that the kept channels of an axis have: `align`, less for narrow axes.
 
     Below 16 channels for the default of 8 (in general below twice `align`): the largest power of two up to a quarter.
     """
-    if units >= 2 * align:
+    if channels >= 2 * align:
         return align
-    return max(1, min(align, 1 << max(0, int(math.log2(max(units, 1))) - 2)))
+    return max(1, min(align, 1 << max(0, int(math.log2(max(channels, 1))) - 2)))
 
 
-def allowed_losses(rows: int, size: int, most: int, align: int) -> list[int]:
-    """Return how many units a row may lose, ascending, without 0."""
-    step = unit_floor(rows * size, align)
-    fits = (k for k in range(1, most + 1) if (rows * (size - k)) % step == 0)
-    return list(fits)
+def allowed_losses(rows: int, size: int, most: int, align: int, widths: Sequence[int] = (1,)) -> list[int]:
+    """Return how many units a row may lose, ascending, without 0.
+
+    Units
+        widths: channels per unit, one entry for each axis that must stay aligned.
+    """
+    losses = np.arange(1, most + 1)
+    kept = rows * (size - losses)
+    aligned = [kept * width % unit_floor(rows * size * width, align) == 0 for width in widths]
+    found: list[int] = losses[np.logical_and.reduce(aligned)].tolist() if aligned else losses.tolist()
+    return found
+
+
+def channels_per_unit(coupling: Coupling, group: Group) -> tuple[int, ...]:
+    """Return how many channels one unit has on the producing axes of its group: several before DepthToSpace."""
+    member = np.zeros(coupling.n_units, bool)
+    member[group.units] = True
+    found = set()
+    for tensor, axis in group.axes:
+        for factor in coupling.factors.get(tensor, ()):
+            width, rest = divmod(int(member[factor].sum()), group.units.size)
+            if spans(factor) == (axis,) and width and not rest:
+                found.add(width)
+    return tuple(sorted(found))
 
 
 def protected_units(coupling: Coupling, scores: np.ndarray) -> np.ndarray:
@@ -78,28 +103,45 @@ def protected_units(coupling: Coupling, scores: np.ndarray) -> np.ndarray:
 def kept_by_name(graph: Graph, coupling: Coupling, patterns: Sequence[str]) -> np.ndarray:
     """Mark the units on values, or on outputs of nodes, whose name matches one of the regular expressions."""
     marked = np.zeros(coupling.n_units, bool)
-    compiled = [re.compile(p) for p in patterns]
-    names = {n for n in coupling.factors if any(p.search(n) for p in compiled)}
-    for node in graph.walk():
-        if node.name and any(p.search(node.name) for p in compiled):
-            names.update(node.outputs)
-            names.update(n for n in node.inputs if n in graph.consts)
-    for name in names:
-        for factor in coupling.factors.get(name, ()):
-            marked[factor] = True
+    for pattern in patterns:
+        search = re.compile(pattern).search
+        names = {name for name in (*graph.consts, *graph.producers()) if search(name)}
+        for node in graph.walk():
+            if node.name and search(node.name):
+                names.update(node.outputs, (name for name in node.inputs if name in graph.consts))
+        if not names:
+            log.warning("keep: no value and no node has a name that matches %r; nothing is kept for it", pattern)
+        for name in names:
+            for factor in coupling.factors.get(name, ()):
+                marked[factor] = True
     marked[0] = False
     return marked
 
 
 def ladder(
-    groups: Sequence[Group], scores: np.ndarray, frozen: np.ndarray, align: int, max_ratio: float = 1.0
+    coupling: Coupling,
+    groups: Sequence[Group],
+    scores: np.ndarray,
+    frozen: np.ndarray,
+    align: int,
+    max_ratio: float = 1.0,
 ) -> list[list[Event]]:
     """Return the events of each group, in the order in which they must happen."""
-    return [_group_events(i, g, scores, frozen, align, max_ratio) for i, g in enumerate(groups)]
+    found = []
+    for number, group in enumerate(groups):
+        widths = channels_per_unit(coupling, group) if align > 1 else ()
+        found.append(_group_events(number, group, scores, frozen, align, max_ratio, widths))
+    return found
 
 
 def _group_events(
-    number: int, group: Group, scores: np.ndarray, frozen: np.ndarray, align: int, max_ratio: float
+    number: int,
+    group: Group,
+    scores: np.ndarray,
+    frozen: np.ndarray,
+    align: int,
+    max_ratio: float,
+    widths: Sequence[int],
 ) -> list[Event]:
     rows, size = group.units.shape
     held = frozen[group.units]
@@ -108,7 +150,7 @@ def _group_events(
     ranked = np.take_along_axis(group.units, order, axis=1)
     keys = np.take_along_axis(value, order, axis=1).mean(axis=0)
     most = min(size - 1, size - int(held.sum(axis=1).max()), math.floor(max_ratio * size + 1e-9))
-    losses = allowed_losses(rows, size, most, align)
+    losses = allowed_losses(rows, size, most, align, widths)
     starts = [0, *losses[:-1]]
     if not losses:
         return []
@@ -118,10 +160,38 @@ def _group_events(
     return [Event(number, key, ranked[:, before:loss].reshape(-1)) for key, before, loss in steps]
 
 
+def classes_of(groups: Sequence[Group], scope: Scope) -> list[list[int]]:
+    """Sort groups, by their positions, into classes whose units are ranked together.
+
+    Source
+        isomorphic: Fang et al. 2024, Isomorphic Pruning for Vision Models, section 3. Here equal structure means the
+        shapes and axes of all constants on which a group sits.
+    """
+    if scope == "local":
+        return [[position] for position in range(len(groups))]
+    found: dict[str, list[int]] = {}
+    for position, group in enumerate(groups):
+        found.setdefault(group.signature if scope == "isomorphic" else "", []).append(position)
+    return list(found.values())
+
+
 def ranking(events: Sequence[Sequence[Event]]) -> list[Event]:
     """Merge the events of several groups into one order; events of one group stay in theirs."""
     flat = [event for own in events for event in own]
     return sorted(flat, key=lambda event: event.key)
+
+
+def in_step(rankings: Sequence[Sequence[Event]], sizes: Sequence[int]) -> list[Event]:
+    """Merge the rankings of classes so that all classes lose the same share of their units at the same time.
+
+    Units
+        sizes: units of each class.
+    """
+    found = []
+    for order, size in zip(rankings, sizes):
+        taken = np.cumsum([event.units.size for event in order]).tolist()
+        found += [replace(event, key=count / size) for event, count in zip(order, taken)]
+    return sorted(found, key=lambda event: event.key)
 
 
 def take_share(order: Sequence[Event], share: float, total: int) -> list[Event]:
@@ -135,31 +205,49 @@ def take_share(order: Sequence[Event], share: float, total: int) -> list[Event]:
     return chosen
 
 
-def take_budget(
-    order: Sequence[Event], limit: float, cost: Callable[[Sequence[Event]], float], slack: float = 0.002
-) -> list[Event] | None:
-    """Return events whose cost is at most `limit`, and as near to it as exchanges of single events lead.
+def take_budget(order: Sequence[Event], limit: float, cost: Callable[[Sequence[Event]], float]) -> list[Event] | None:
+    """Return events whose cost is at most `limit`, and near to it; None where even the whole order does not fit.
 
-    The shortest prefix that fits comes first. While more than the share `slack` of the limit is unused, the best event
-    that can be taken back is taken back; where none can, one is exchanged for one of another group. None where even the
-    whole order does not fit.
+    The shortest prefix that fits comes first, then exchanges of single events. Where that leaves more than 2% unused,
+    the event that overshot is left out, with the rest of its group, and the search starts again.
     """
+    best: list[Event] | None = None
+    used = -math.inf
+    for _ in range(_DETOURS):
+        if cost(order) > limit:
+            break
+        prefix = _shortest_prefix(order, limit, cost)
+        chosen, spent = _exchanged(prefix, order, limit, cost)
+        if spent > used:
+            best, used = chosen, spent
+        if not prefix or used >= (1 - FAR) * limit:
+            break
+        before = {id(event) for event in prefix[:-1]}
+        order = [event for event in order if event.group != prefix[-1].group or id(event) in before]
+    return best
+
+
+def _shortest_prefix(order: Sequence[Event], limit: float, cost: Callable[[Sequence[Event]], float]) -> list[Event]:
     low, high = 0, len(order)
-    if cost(order) > limit:
-        return None
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(order[:middle]) <= limit else (middle + 1, high)
-    chosen = list(order[:high])
+    return list(order[:high])
+
+
+def _exchanged(
+    chosen: list[Event], order: Sequence[Event], limit: float, cost: Callable[[Sequence[Event]], float]
+) -> tuple[list[Event], float]:
+    """While much of the limit is unused, take the best event back that can be, or exchange one for another group's."""
     spent = cost(chosen)
     for _ in range(_EXCHANGES):
-        if not chosen or spent >= (1 - slack) * limit:
+        if not chosen or spent >= (1 - NEAR) * limit:
             break
         better = _nearer(chosen, order, limit, spent, cost)
         if better is None:
             break
         chosen, spent = better
-    return chosen
+    return chosen, spent
 
 
 def _nearer(
@@ -198,16 +286,3 @@ def removed_by(events: Sequence[Event], n_units: int) -> np.ndarray:
     for event in events:
         removed[event.units] = True
     return removed
-
-
-def isomorphic_classes(groups: Sequence[Group]) -> Mapping[str, list[int]]:
-    """Sort groups into classes of equal structure.
-
-    Source
-        Fang et al. 2024, Isomorphic Pruning for Vision Models, section 3. Here structure means the shapes and axes of
-        all constants on which a group sits.
-    """
-    found: dict[str, list[int]] = {}
-    for i, group in enumerate(groups):
-        found.setdefault(group.signature, []).append(i)
-    return found

@@ -51,9 +51,24 @@ def zeros(net: Net, a: str) -> str:
     return net("ConstantOfShape", net("Shape", a))
 
 
+def fill_two(net: Net, a: str, b: str) -> list[str]:
+    fill = zeros(net, a)
+    return [net("Add", a, fill), net("Max", fill, b)]
+
+
+def tile_for_two(net: Net, a: str, b: str, c: str) -> list[str]:
+    y = net("Tile", a, net.const([1, 4]))
+    return [net("Add", y, b), net("Mul", c, y)]
+
+
+def tile_and_split(net: Net, a: str) -> list[str]:
+    y = net("Tile", a, net.const([1, 2]))
+    return [net("Reshape", y, net.const([0, 2, 4])), net("Reshape", y, net.const([0, 4, 2]))]
+
+
 def positions(net: Net, a: str) -> list[str]:
     count = net("Squeeze", size(net, a, 1))
-    numbers = net("Range", net.const(np.int64(0)), count, net.const(np.int64(1)))
+    numbers = net("Range", net.const(np.array(0)), count, net.const(np.array(1)))
     return [net("Add", a, net("Cast", numbers, to=1))]
 
 
@@ -133,6 +148,7 @@ add(
     units=9,
     build=lambda net, a, b: [net("Concat", a, net("Add", b, zeros(net, b)), axis=1)],
 )
+add("ConstantOfShape", [x(2, 4), x(2, 4)], "ab,ab->ab,ab", build=fill_two)
 add("ConstantOfShape", [x(2, 4)], "ab->a*", units=6, build=lambda net, a: [net("Concat", a, zeros(net, a), axis=1)])
 add("Range", [x(2, 4)], "a_->a_", build=positions)
 add(
@@ -175,6 +191,7 @@ add("Reshape", [x(12), k([4, 3])], "b,_->_b", policy="aligned", units=3)
 
 add("Reshape Transpose", [x(2, 12)], "nc->n*", units=2 + 4, build=shuffle)
 add("Flatten", [x(2, 4, 3, on="01")], "ab_->ab")
+add("Flatten", [x(2, (4, 3), 5, on="1")], "__d_->_d", units=12)
 add("Flatten", [x(2, 4, 3, on="2")], "__c->_c", axis=0)
 add("Flatten", [x(2, 4, 3, on="2")], "__c->_c", axis=-1)
 add("Flatten", [x(2, 4, 3, on="0")], "a__->a_", axis=2)
@@ -227,7 +244,8 @@ add("Slice", [x(2, (4, 6)), k([2]), k([5]), k([2])], "a_b,_,_,_->a_*", units=26)
 add("Slice", [x(2, (4, 6)), k([0]), k([6]), k([2]), k([2])], "a_b,_,_,_,_->a_*", units=8)
 add("Slice", [x(2, (4, 6)), k([1]), k([3]), k([1])], "a_b,_,_,_->a_*", units=26)
 add("Slice", [x(2, (4, 6)), k([3]), k([-9]), k([1]), k([-2])], "a_b,_,_,_,_->a_*", units=26)
-add("Slice", [x(2, 8), k([0]), g(1, of="one"), k([1])], "__,_,_,_->__", barrier="bounds are computed")
+add("Slice", [x(2, 8), k([0]), g(1, of="one"), k([1])], "a_,_,_,_->a_")
+add("Slice", [x(2, 8), k([0]), g(1, of="one")], "__,_,_->__", barrier="bounds are computed")
 add("Gather", [x(2, 8), k([1, 5, 2])], "ab,_->a*", units=10, axis=1)
 add("Gather", [x(2, 8), k([3, 3, -1])], "ab,_->a*", units=10, axis=1)
 add("Gather", [x(2, 8), k(3)], "ab,->a", units=9, axis=1)
@@ -246,6 +264,7 @@ add("Gather", [x(2, (3, 4, 5)), k(1)], "a__b,->a_*", units=62, axis=1)
 add("GatherElements", [x(2, 4, 3), x(2, 4, 2, of="index")], "ab_,ab_->ab_", axis=2)
 add("GatherElements", [x(2, 4, 3), k(np.arange(16).reshape(2, 4, 2) % 3)], "ab_,ab_->ab_", axis=-1)
 add("GatherElements", [x(2, 4, 3), g(2, 4, 2, of="index")], "___,___->___", axis=2)
+add("GatherElements", [g(2, 4, 3), x(2, 4, 2, of="index")], "___,___->___", axis=2)
 add("GatherElements", [x(2, 4, 3), k(np.zeros((2, 2, 3)))], "a_c,a_c->a_c", axis=1)
 add("GatherElements", [x(2, (4, 3)), k(np.zeros((2, 2, 3)))], "a_c,a_c->a_c", units=5, axis=1)
 add("GatherElements", [x(2, 4, 3), k(np.zeros((1, 4, 3)))], "_bc,_bc->_bc")
@@ -269,6 +288,7 @@ add(
 )
 add("ScatterElements", [x(2, 4, 3), k(np.zeros((2, 2, 1))), w(2, 2, 1)], "a__,a__,a__->a__", axis=2)
 add("Scatter", [x(2, 4, 3), k(np.arange(8).reshape(2, 4, 1) % 3), x(2, 4, 1)], "ab_,ab_,ab_->ab_", 10, axis=2)
+add("ScatterND", [x(4, 3), x(2, 1, of="index"), x(2, 3)], "_c,__,_c->_c")
 add("ScatterND", [x(4, 3), k([[0], [2]]), x(2, 3)], "_c,__,_c->_c")
 add("ScatterND", [x(4, 3), k([[0], [2]]), w(2, 3)], "_c,__,_c->_c", 16, reduction="add")
 add("ScatterND", [w(4, 3), k([[0], [2]]), x(2, 3)], "_c,__,_c->_c")
@@ -278,6 +298,8 @@ add("Expand", [x(4, 1), k([2, 1, 5])], "b_,_->_b_")
 add("Expand", [x(2, 4), k([4])], "ab,_->ab")
 add("Expand", [x(2, 4)], "ab->_ab", build=lambda net, a: [net("Expand", a, together(net, 5, net("Shape", a)))])
 add("Expand", [x(2, 4)], "ab->ab", build=lambda net, a: [net("Mul", a, net("Expand", net.const(1.5), net("Shape", a)))])
+add("Tile", [x(2, 1), x(2, 4), x(2, 4)], "a_,ab,ab->ab,ab", build=tile_for_two)
+add("Tile Reshape", [x(2, 4)], "ab->a_b,a_b", build=tile_and_split)
 add("Tile", [x(2, 4), k([1, 3])], "ab,_->ab")
 add("Tile", [x(2, 4), k([2, 1])], "ab,_->ab")
 add("Tile", [x(2, 1), k([1, 3])], "a_,_->a_")
@@ -311,6 +333,7 @@ add("Upsample", [x(2, 4, 3, 3)], "nc__->nc__", 7, scales=[1.0, 1.0, 2.0, 2.0])
 add("Upsample", [x(2, 4, 3, 3), k([1, 1, 2, 2], "float32")], "nc__,_->nc__", 9)
 add("DepthToSpace", [x(2, 16, 3, 3)], "nc__->n*__", units=2 + 4, blocksize=2)
 add("DepthToSpace", [x(2, 16, 3, 3)], "nc__->n*__", units=2 + 4, blocksize=2, mode="CRD")
+add("Col2Im", [x(2, 12, 9), k([4, 4]), k([2, 2])], "nc_,_,_->nc__", 18, units=2 + 3)
 add("SpaceToDepth", [x(2, 4, 4, 4)], "nc__->nc__", blocksize=2)
 add(
     "SequenceConstruct",

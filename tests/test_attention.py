@@ -506,7 +506,7 @@ class Trial:
     def plan(self, all_of_it: bool) -> np.ndarray:
         scores = self.rng.random(self.coupling.n_units)
         held, chosen = protected_units(self.coupling, scores), []
-        for events in ladder(self.coupling.groups, scores, held, align=1):
+        for events in ladder(self.coupling, self.coupling.groups, scores, held, align=1):
             chosen += events[: len(events) if all_of_it else (len(events) + 1) // 2]
         return removed_by(chosen, self.coupling.n_units)
 

@@ -1,52 +1,83 @@
-"""Labels flow through the bodies of If, Loop and Scan: what they capture, what they hold, and what they carry."""
+"""Labels flow through the bodies of If, Loop and Scan: what they read from outside, what they hold, what they carry."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, numpy_helper
 from textmodels import model, weight
 
-from prunepass import prune
-from prunepass.bodies import enter_bodies
-from prunepass.errors import VerifyError
+from prunepass import inspect
+from prunepass.cost import CostModel
 from prunepass.graph import Graph
 from prunepass.manager import Context, Facts, Pipeline
 from prunepass.runtime import session
 from prunepass.verify import certify
 
-MAIN = "canonicalize,select{ratio=0.5 align=1},slice-channels,clean"
+MAIN = "canonicalize,select{ratio=0.5 align=1 scope=local},slice-channels,clean"
+Sizes = dict[str, tuple[int, ...]]
 
-IF = """
-m (float[1,8] x, bool c) => (float[1,5] y) {
-    h = MatMul(x, w0)
-    r = Relu(h)
-    z = If(c) <then_branch = t () => (float[1,16] a) { a1 = MatMul(r, wa) a = Tanh(a1) },
-               else_branch = e () => (float[1,16] b) { b1 = MatMul(r, wb) b2 = Sigmoid(b1)
-                                                       b3 = MatMul(b2, wc) b = Relu(b3) }>
-    y = MatMul(z, w1)
-}"""
-IF_WEIGHTS = {"w0": (8, 24), "wa": (24, 16), "wb": (24, 12), "wc": (12, 16), "w1": (16, 5)}
 
-SAME_NAMES = """
-m (float[1,8] x, bool c) => (float[1,5] y) {
-    h = MatMul(x, w0)
-    z = If(c) <then_branch = t () => (float[1,16] out) { k = Constant<value_float = 2.0>() a = Mul(h, k)
-                                                         out = Tanh(a) },
-               else_branch = e () => (float[1,16] out) { k = Constant<value_float = 3.0>() a = Mul(h, k)
-                                                         out = Relu(a) }>
-    y = MatMul(z, w1)
-}"""
+def bodies(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """Return the bodies of the nodes of a graph."""
+    return [a.g for node in graph.node for a in node.attribute if a.type == a.GRAPH]
 
-LOOP = """
-m (float[1,7,8] x) => (float[1,5] y, float[7,1,16] hs) {
+
+@dataclass(frozen=True)
+class Case:
+    """A model as text, its weights, and what half of them leave.
+
+    Units
+        after: shapes of the weights afterwards. inside: vectors that every body has, each its own.
+    """
+
+    text: str
+    weights: Sizes
+    after: Sizes
+    inside: tuple[str, ...] = ()
+
+    def model(self) -> onnx.ModelProto:
+        """Return the model with random weights."""
+        made = model(self.text, **{name: 0.4 * weight(*shape) for name, shape in self.weights.items()})
+        for name in self.inside:
+            for body in bodies(made.graph):
+                body.initializer.append(numpy_helper.from_array(weight(16) + len(body.name), name))
+        onnx.checker.check_model(made, full_check=True)
+        return made
+
+
+IF = Case(
+    """m (float[1,8] x, bool c) => (float[1,5] y) {
+        h = MatMul(x, w0)
+        r = Relu(h)
+        z = If(c) <then_branch = t () => (float[1,16] a) { a1 = MatMul(r, wa) a = Tanh(a1) },
+                   else_branch = e () => (float[1,16] b) { b1 = MatMul(r, wb) b2 = Sigmoid(b1)
+                                                           b3 = MatMul(b2, wc) b = Relu(b3) }>
+        y = MatMul(z, w1)
+    }""",
+    {"w0": (8, 24), "wa": (24, 16), "wb": (24, 12), "wc": (12, 16), "w1": (16, 5)},
+    {"w0": (8, 12), "wa": (12, 8), "wb": (12, 6), "wc": (6, 8), "w1": (8, 5)},
+)
+SAME_NAMES = Case(
+    """m (float[1,8] x, bool c) => (float[1,5] y) {
+        h = MatMul(x, w0)
+        z = If(c) <then_branch = t () => (float[1,16] out) { a = Add(h, k) out = Tanh(a) },
+                   else_branch = e () => (float[1,16] out) { a = Sub(h, k) out = Relu(a) }>
+        y = MatMul(z, w1)
+    }""",
+    {"w0": (8, 16), "w1": (16, 5)},
+    {"w0": (8, 8), "w1": (8, 5)},
+    inside=("k",),
+)
+RNN = """m (float[1,7,8] x) => (float[1,5] y, float[1,7,6] ys) {
     turns = Constant<value_int = 7>()
     yes = Constant<value = bool {1}>()
-    h0 = Constant<value = float[1,16] {0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0}>()
     h, hs = Loop(turns, yes, h0) <body = b (int64 i, bool go, float[1,16] s) => (bool on, float[1,16] n, float[1,16] o)
     {
         on = Identity(go)
-        one = Constant<value_int = 1>()
         xi = Gather<axis = 1>(x, i)
         a = MatMul(xi, w)
         p = MatMul(s, r)
@@ -55,19 +86,271 @@ m (float[1,7,8] x) => (float[1,5] y, float[7,1,16] hs) {
         o = Identity(n)
     }>
     y = MatMul(h, w1)
+    t = Transpose<perm = [1, 0, 2]>(hs)
+    ys = MatMul(t, w2)
 }"""
-LOOP_WEIGHTS = {"w": (8, 16), "r": (16, 16), "w1": (16, 5)}
+LOOP = Case(
+    RNN,
+    {"w": (8, 16), "r": (16, 16), "w1": (16, 5), "w2": (16, 6), "h0": (1, 16)},
+    {"w": (8, 8), "r": (8, 8), "w1": (8, 5), "w2": (8, 6), "h0": (1, 8)},
+)
+COMPUTED_START = Case(
+    RNN.replace("h, hs = Loop", "h0 = MatMul(first, w0)  h, hs = Loop").replace("8] x)", "8] x, float[1,3] first)"),
+    {"w": (8, 16), "r": (16, 16), "w0": (3, 16), "w1": (16, 5), "w2": (16, 6)},
+    {"w": (8, 8), "r": (8, 8), "w0": (3, 8), "w1": (8, 5), "w2": (8, 6)},
+)
+INVARIANT = Case(
+    """m (float[1,8] x) => (float[1,5] y) {
+        turns = Constant<value_int = 3>()
+        h = MatMul(x, w0)
+        e, same = Loop(turns, , h, r) <body = b (int64 i, bool go, float[1,16] s, float[16,16] passed)
+            => (bool on, float[1,16] n, float[16,16] back)
+        {
+            on = Identity(go)
+            a = MatMul(s, passed)
+            n = Relu(a)
+            back = Identity(passed)
+        }>
+        f = MatMul(e, same)
+        y = MatMul(f, w1)
+    }""",
+    {"w0": (8, 16), "r": (16, 16), "w1": (16, 5)},
+    {"w0": (8, 8), "r": (8, 8), "w1": (8, 5)},
+)
+SCAN = Case(
+    """m (float[7,1,8] x) => (float[1,5] y, float[1,7,6] ys) {
+        h, hs = Scan(h0, x) <num_scan_inputs = 1, scan_output_axes = [1], body = b (float[1,16] s, float[1,8] xi)
+            => (float[1,16] n, float[1,16] o)
+        {
+            a = MatMul(xi, w)
+            p = MatMul(s, r)
+            q = Add(a, p)
+            n = Tanh(q)
+            o = Identity(n)
+        }>
+        y = MatMul(h, w1)
+        ys = MatMul(hs, w2)
+    }""",
+    LOOP.weights,
+    LOOP.after,
+)
+SCANNED = Case(  # the scanned value is computed, and its features go with those that it meets in the body
+    """m (float[7,8] x) => (float[1,5] y) {
+        f = MatMul(x, w0)
+        h = Scan(h0, f) <num_scan_inputs = 1, scan_input_directions = [1],
+            body = b (float[1,16] s, float[16] xi) => (float[1,16] n) { a = Tanh(s) n = Add(a, xi) }>
+        y = MatMul(h, w1)
+    }""",
+    {"w0": (8, 16), "h0": (1, 16), "w1": (16, 5)},
+    {"w0": (8, 8), "h0": (1, 8), "w1": (8, 5)},
+)
+NESTED = Case(
+    """m (float[1,8] x, bool c) => (float[1,5] y) {
+        turns = Constant<value_int = 3>()
+        h = MatMul(x, w0)
+        z = If(c) <then_branch = t () => (float[1,16] a)
+        {
+            a = Loop(turns, , h) <body = b (int64 i, bool go, float[1,16] s) => (bool on, float[1,16] n)
+            {
+                on = Identity(go)
+                n = If(c) <then_branch = tt () => (float[1,16] p) { p1 = MatMul(s, r) p2 = MatMul(p1, r2)
+                                                                         p = Relu(p2) },
+                           else_branch = ee () => (float[1,16] q) { q = Tanh(h) }>
+            }>
+        }, else_branch = e () => (float[1,16] d) { d = Relu(h) }>
+        y = MatMul(z, w1)
+    }""",
+    {"w0": (8, 16), "r": (16, 24), "r2": (24, 16), "w1": (16, 5)},
+    {"w0": (8, 8), "r": (8, 12), "r2": (12, 8), "w1": (8, 5)},
+)
+CASES = {
+    "if": IF,
+    "same names": SAME_NAMES,
+    "loop": LOOP,
+    "computed start": COMPUTED_START,
+    "invariant": INVARIANT,
+    "scan": SCAN,
+    "scanned": SCANNED,
+    "nested": NESTED,
+}
 
 
-def build(text: str, weights: dict[str, tuple[int, ...]], opset: int = 17) -> onnx.ModelProto:
-    """Parse a model and give it random weights."""
-    made = model(text, opset, **{name: 0.4 * weight(*shape) for name, shape in weights.items()})
-    onnx.checker.check_model(made, full_check=True)
-    return made
+GROWING = """m (float[1,8] x) => (float[1,5] y) {
+    turns = Constant<value_int = 3>()
+    h = MatMul(x, w0)
+    z = Loop(turns, , h) <body = b (int64 i, bool go, float[n,16] s) => (bool on, float[k,16] t)
+    { on = Identity(go) t = Concat<axis = 0>(s, h) }>
+    q = ReduceSum<keepdims = 1>(z, axes)
+    y = MatMul(q, w1)
+}"""
+TWO_SHAPES = """m (float[1,8] x, bool c) => (float[2,6] y) {
+    h = MatMul(x, w0)
+    z = If(c) <then_branch = t () => (float[1,16] a) { a = Tanh(h) },
+               else_branch = e () => (float[2,8] b) { b = Reshape(h, shape) }>
+    q = Reshape(z, shape)
+    y = MatMul(q, w1)
+}"""
 
 
-def pruned(model: onnx.ModelProto, text: str = MAIN, **context) -> Facts:
-    """Run a pipeline and check the certificate."""
-    facts = Pipeline.parse(text).run(Graph(model), Context(**context))
+def data(made: onnx.ModelProto, condition: bool) -> dict[str, np.ndarray]:
+    """Return one sample; every condition is the same."""
+    rng, found = np.random.default_rng(0), {}
+    for info in made.graph.input:
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        flag = info.type.tensor_type.elem_type == TensorProto.BOOL
+        found[info.name] = np.array(condition) if flag else rng.standard_normal(shape).astype(np.float32)
+    return found
+
+
+def pruned(made: onnx.ModelProto, text: str = MAIN, **context) -> Facts:
+    """Run a pipeline, and check the certificate."""
+    facts = Pipeline.parse(text).run(Graph(made), Context(**context))
     certify(facts.source, facts.cuts, facts.graph, facts.context).raise_if_failed()
     return facts
+
+
+def canonical(made: onnx.ModelProto) -> Graph:
+    return Pipeline.parse("canonicalize").run(Graph(made), Context()).graph
+
+
+# ---- what goes, and what it computes -----------------------------------------------------------------------------
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_half_of_everything_goes(name: str, condition: bool):
+    case = CASES[name]
+    made = case.model()
+    result = pruned(made, data=data(made, condition)).graph
+    assert {n: result.consts.shape(n) for n in result.consts if n in case.weights} == case.after
+    proto = result.to_proto()
+    assert [(o.name, o.type) for o in proto.graph.output] == [(o.name, o.type) for o in made.graph.output]
+    onnx.checker.check_model(proto, full_check=True)
+
+
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_canonical_form_computes_the_same_and_stays(name: str, condition: bool):
+    made = CASES[name].model()
+    graph, fed = canonical(made), data(made, condition)
+    expected, found = session(Graph(made)).run(fed), session(graph).run(fed)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
+    again = graph.to_proto()
+    assert canonical(again).to_proto() == again
+
+
+def test_removed_units_have_no_effect_on_a_zeroed_model():
+    """Prune units that are zero in every weight: the pruned RNN computes what the whole one does."""
+    made = LOOP.model()
+    gone = np.arange(0, 16, 2)
+    for tensor in made.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        for axis, size in enumerate(array.shape):
+            if size == 16 and (tensor.name, axis) != ("w", 0):
+                np.moveaxis(array, axis, 0)[gone] = 0
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    fed = data(made, True)
+    expected, found = session(Graph(made)).run(fed), session(pruned(made).graph).run(fed)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_cut_in_a_branch_is_found_when_it_runs():
+    made = IF.model()
+    for condition, error in ((True, "wa"), (False, "wb")):
+        for broken in ("wa", "wb"):
+            facts = Pipeline.parse(MAIN).run(Graph(made), Context(data=data(made, condition)))
+            facts.graph.consts[broken] = np.ascontiguousarray(facts.graph.consts[broken][::-1])
+            status = certify(facts.source, facts.cuts, facts.graph, facts.context).status
+            assert status == ("failed" if broken == error else "passed")
+
+
+# ---- barriers ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "consts", "reason"),
+    [
+        (GROWING, {"w0": (8, 16), "w1": (16, 5), "axes": [0]}, "changes from turn to turn"),
+        (TWO_SHAPES, {"w0": (8, 16), "w1": (8, 6), "shape": [2, 8]}, "branches return different shapes"),
+    ],
+)
+def test_what_has_no_one_shape_is_a_barrier(text: str, consts: dict, reason: str):
+    weights = {n: weight(*v) if isinstance(v, tuple) else np.array(v, np.int64) for n, v in consts.items()}
+    facts = pruned(model(text, **weights))
+    assert facts.graph.consts.shape("w0") == (8, 16)
+    assert any(reason in barrier.reason for barrier in facts.first["coupling"][1].barriers)
+
+
+def test_closed_bodies_are_barriers():
+    facts = pruned(IF.model(), MAIN.replace("canonicalize,", ""))
+    assert facts.graph.consts.shape("w0") == (8, 24)
+    assert "was not opened" in facts.first["coupling"][1].barriers[0].reason
+
+
+# ---- what the other parts see --------------------------------------------------------------------------------------
+def test_macs_count_the_costlier_branch_and_every_turn():
+    facts = Facts(canonical(IF.model()), Context())
+    assert facts.get("cost").total.macs == 8 * 24 + max(24 * 16, 24 * 12 + 12 * 16) + 16 * 5
+    facts = Facts(canonical(LOOP.model()), Context())
+    model_ = CostModel(facts.graph, facts.get("shapes").shape, {})
+    assert model_.total.macs == 7 * (8 * 16 + 16 * 16) + 16 * 5 + 7 * 16 * 6
+    assert dict(zip((n.outputs[0] for n in facts.graph.walk()), model_.node_macs))["p"] == 7 * 16 * 16
+
+
+def test_a_known_condition_puts_its_branch_in_the_place_of_the_if():
+    made = IF.model()
+    for flag, weights in ((True, {"wa"}), (False, {"wb", "wc"})):
+        twin = onnx.ModelProto()
+        twin.CopyFrom(made)
+        twin.graph.input.pop()
+        twin.graph.initializer.append(numpy_helper.from_array(np.array(flag), "c"))
+        graph = canonical(twin)
+        assert "If" not in {node.op for node in graph.nodes}
+        assert {"w0", "w1", *weights} == set(graph.consts)
+        fed = {"x": data(made, flag)["x"]}
+        np.testing.assert_allclose(session(graph).run(fed)["y"], session(Graph(twin)).run(fed)["y"], rtol=1e-5)
+
+
+def test_a_rank_that_the_file_fixes_decides_a_condition():
+    text = """m (float[n,8] x) => (float[n,5] y) {
+        h = MatMul(x, w0)
+        s = Shape(h)
+        rank = Size(s)
+        two = Constant<value_int = 2>()
+        c = Equal(rank, two)
+        z = If(c) <then_branch = t () => (float[n,16] a) { a = Tanh(h) },
+                   else_branch = e () => (float[k] b) { b = Squeeze(h) }>
+        y = MatMul(z, w1)
+    }"""
+    facts = pruned(model(text, w0=weight(8, 16), w1=weight(16, 5)))
+    assert [node.op for node in facts.graph.nodes] == ["MatMul", "Tanh", "MatMul"]
+    assert facts.graph.consts.shape("w1") == (8, 5)
+
+
+def test_bodies_lose_what_nobody_reads():
+    text = IF.text.replace("a = Tanh(a1)", "unread = MatMul(r, wc2) a = Tanh(a1)")
+    made = model(text, wc2=weight(24, 3), **{n: weight(*s) for n, s in IF.weights.items()})
+    graph = canonical(made)
+    assert "wc2" not in graph.consts
+    assert "unread" not in graph.producers()
+
+
+def test_inspect_sees_the_nodes_in_bodies():
+    found = inspect(LOOP.model())
+    assert [group.axes[0][0] for group in found.coupling.groups] == ["w"]
+    assert "n" in found.coupling.factors
+    assert found.coupling.tied == ()
+
+
+def test_copies_do_not_share_bodies():
+    graph = canonical(IF.model())
+    before = graph.to_proto()
+    twin = graph.copy()
+    for node in twin.walk():
+        node.name = f"{node.name}_changed"
+        node.inputs = [f"{name}_changed" for name in node.inputs]
+    assert graph.to_proto() == before
+
+
+def test_uses_name_the_reading_node():
+    graph = canonical(NESTED.model())
+    assert [(node.op, node.outputs[0], at) for node, at in graph.uses()["r"]] == [("MatMul", "p1", 1)]
+    assert [node.outputs[0] for node in graph.walk()][-3:] == ["d", "z", "y"]

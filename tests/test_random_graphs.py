@@ -76,7 +76,7 @@ def check(grown: Grown, options: Options, stats: Stats) -> None:
     """Prune one graph, and hold the result against everything that is promised."""
     onnx.checker.check_model(grown.model)
     try:
-        source = runtime.session(grown.model, threads=1)
+        source = runtime.session(grown.model, optimise="basic", threads=1)
         before = [source.run(feeds) for feeds in (grown.feeds, grown.larger)]
     except PruneError:  # what onnxruntime cannot run, nobody can certify
         stats.not_run += 1

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,11 +21,11 @@ from rule_table import Record, Value
 import prunepass
 from fixtures.tiny import Net
 from prunepass import runtime
-from prunepass.api import Job
 from prunepass.coupling import Coupling
 from prunepass.ephemeral import mask_graph
 from prunepass.errors import PruneError
 from prunepass.graph import Graph
+from prunepass.job import Job
 from prunepass.kept import cut, kept_masks, new_shape
 from prunepass.labels import Policy, spans
 from prunepass.plan import Plan
@@ -177,7 +178,7 @@ class Trial:
         scores = self.rng.random(coupling.n_units)
         held = protected_units(coupling, scores)
         held = held if frozen is None else held | frozen
-        steps = ladder(coupling.groups, scores, held, align=1)
+        steps = ladder(coupling, coupling.groups, scores, held, align=1)
         return removed_by([e for events in steps for e in events[: round(share * len(events))]], coupling.n_units)
 
     def masks(self, name: str, removed: np.ndarray) -> list[np.ndarray]:
@@ -270,7 +271,7 @@ def test_record(number: int) -> None:
 
 
 # ---- the tables as such ----------------------------------------------------------------------------------------------
-TABLES = {"dims": DIMS, "sizes": SIZES, "masks": MASKS}
+TABLES: dict[str, dict[str, Any]] = {"dims": DIMS, "sizes": SIZES, "masks": MASKS}
 ELSEWHERE = {
     attention: "test_attention",
     experts: "test_attention",

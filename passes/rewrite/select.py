@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from prunepass.cost import Cost, CostModel
-from prunepass.coupling import Coupling, Group
+from prunepass import wire
+from prunepass.cost import CostModel, source_cost
+from prunepass.coupling import Coupling
 from prunepass.criteria import Weights, criterion, rate
 from prunepass.errors import BudgetError, PipelineError
 from prunepass.graph import Graph
@@ -19,8 +20,11 @@ from prunepass.labels import Policy
 from prunepass.manager import Facts, Rewrite
 from prunepass.plan import Plan
 from prunepass.selection import (
+    NEAR,
     Event,
-    isomorphic_classes,
+    Scope,
+    classes_of,
+    in_step,
     kept_by_name,
     ladder,
     protected_units,
@@ -29,9 +33,12 @@ from prunepass.selection import (
     take_budget,
     take_share,
 )
+from prunepass.slicing import slice_graph
 
-Scope = Literal["global", "local", "isomorphic", "heads"]
+from .clean import Clean
+
 _BUDGETS = ("macs", "params", "bytes")
+_CORRECTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -115,68 +122,63 @@ class _Choice:
     """Turn scores into a set of removed units."""
 
     def __init__(self, options: Select, coupling: Coupling, kept: np.ndarray, facts: Facts) -> None:
-        self.options, self.coupling, self.kept = options, coupling, kept
+        self.options, self.coupling, self.kept, self.facts = options, coupling, kept, facts
         heads = options.scope == "heads"
-        self.groups = tuple(g for g in coupling.groups if g.heads or not heads)
+        self.groups = [group for group in coupling.groups if group.heads or not heads]
+        self.classes = classes_of(self.groups, options.scope)
+        self.sizes = [sum(self.groups[i].units.size for i in members) for members in self.classes]
         self.align = 1 if heads else options.align
-        self.budget = next((b for b in _BUDGETS if getattr(options, b) is not None), None)
-        self.facts = facts
+        self.budget = next((b for b in _BUDGETS if getattr(options, b) is not None), "")
 
     def removed(self, scores: np.ndarray, progress: float) -> np.ndarray:
         """Return which units go when `progress` (0 to 1) of the way is to be covered."""
-        options, groups = self.options, self.groups
         finite = np.where(np.isneginf(scores), np.nanmin(scores[np.isfinite(scores)], initial=0.0) - 1.0, scores)
         frozen = self.kept | protected_units(self.coupling, finite) | np.isposinf(scores)
-        events = ladder(groups, finite, frozen, self.align, options.max_ratio)
-        sizes = [g.units.size for g in groups]
-        if self.budget is not None:
-            return self._within_budget(_ordered(events, sizes, options.scope, groups), progress)
-        share = (0.3 if options.ratio is None else options.ratio) * progress
-        return removed_by(self._by_share(events, sizes, share), self.coupling.n_units)
-
-    def _by_share(self, events: list[list[Event]], sizes: list[int], share: float) -> list[Event]:
-        if self.options.scope in ("global", "heads"):
-            return take_share(ranking(events), share, sum(sizes))
-        classes: list[list[int]] = [[i] for i in range(len(events))]
-        if self.options.scope == "isomorphic":
-            classes = list(isomorphic_classes(self.groups).values())
-        chosen = []
-        for members in classes:
-            chosen += take_share(ranking([events[i] for i in members]), share, sum(sizes[i] for i in members))
-        return chosen
+        events = ladder(self.coupling, self.groups, finite, frozen, self.align, self.options.max_ratio)
+        rankings = [ranking([events[i] for i in members]) for members in self.classes]
+        if self.budget:
+            return self._within_budget(in_step(rankings, self.sizes), progress)
+        share = (0.3 if self.options.ratio is None else self.options.ratio) * progress
+        chosen = [event for order, size in zip(rankings, self.sizes) for event in take_share(order, share, size)]
+        return removed_by(chosen, self.coupling.n_units)
 
     def _within_budget(self, order: list[Event], progress: float) -> np.ndarray:
-        assert self.budget is not None
-        model: CostModel = self.facts.get("cost", policy=self.coupling.policy)
-        whole = getattr(model.total, self.budget)
         share = 1 - (1 - getattr(self.options, self.budget)) * progress
+        goal = limit = share * getattr(source_cost(self.facts), self.budget)
+        removed = self._predicted_within(order, limit, share)
+        if self.budget != "bytes":
+            return removed
+        best, most = removed, 0.0
+        for _ in range(_CORRECTIONS):  # by what slicing inserts and what is shared again, which nobody can predict
+            spent = self._written_bytes(removed)
+            if most < spent <= goal:
+                best, most = removed, spent
+            if (1 - NEAR) * goal <= spent <= goal:
+                break
+            limit -= spent - goal
+            before, removed = removed, self._predicted_within(order, limit, share)
+            if np.array_equal(before, removed):
+                break
+        return best if most else removed
+
+    def _predicted_within(self, order: list[Event], limit: float, share: float) -> np.ndarray:
+        model: CostModel = self.facts.get("cost", policy=self.coupling.policy)
         n_units = self.coupling.n_units
 
         def cost(events: Sequence[Event]) -> float:
-            found: Cost = model.predict(removed_by(events, n_units))
-            return float(getattr(found, self.budget or ""))
+            return float(getattr(model.predict(removed_by(events, n_units)), self.budget))
 
-        chosen = take_budget(order, share * whole, cost)
+        chosen = take_budget(order, limit, cost)
         if chosen is None:
-            least = cost(order) / whole
+            least = math.ceil(cost(order) / limit * share * 1e4) / 1e4
             raise BudgetError(
                 f"select: {self.budget}={share:.4g} cannot be reached; the least with align={self.align} is "
-                f"{math.ceil(least * 1e4) / 1e4:.4f}: see `prunepass inspect` for what cannot shrink"
+                f"{least:.4f}: see `prunepass inspect` for what cannot shrink"
             )
         return removed_by(chosen, n_units)
 
-
-def _ordered(events: list[list[Event]], sizes: list[int], scope: Scope, groups: Sequence[Group]) -> list[Event]:
-    """One order for a budget: by score, or (local, isomorphic) so that all groups or classes shrink in step."""
-    if scope in ("global", "heads"):
-        return ranking(events)
-    found = []
-    classes = [[i] for i in range(len(events))]
-    if scope == "isomorphic":
-        classes = list(isomorphic_classes(groups).values())
-    for members in classes:
-        total, taken = sum(sizes[i] for i in members), 0
-        for event in ranking([events[i] for i in members]):
-            taken += event.units.size
-            found.append(Event(event.group, taken / total, event.units))
-    return sorted(found, key=lambda event: event.key)
+    def _written_bytes(self, removed: np.ndarray) -> int:
+        graph = self.facts.graph.copy()
+        slice_graph(graph, Plan.of(graph, self.coupling, removed))
+        Clean().run(graph, self.facts)
+        return sum(map(len, wire.encode(graph)))

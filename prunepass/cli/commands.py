@@ -66,7 +66,7 @@ def inspect(args: argparse.Namespace) -> None:
     if args.json:
         write_json(args.json, found.to_json())
     if args.dot:
-        from prunepass.cli.dot import to_dot  # networkx takes its time to import
+        from prunepass.dot import to_dot  # networkx takes its time to import
 
         write_text(args.dot, to_dot(found))
     if not args.quiet:

@@ -122,6 +122,7 @@ def leave_turns(step: Step) -> None:
             factors = step.world.states.get(slices.inner, ())
             lifted = [f.reshape((*f.shape[:axis], 1, *f.shape[axis:])) for f in factors]
             step.world.states[slices.outer] = tuple(lifted)
+            step.world.derived.update([slices.outer] if slices.inner in step.world.derived else [])
         else:
             step.stop([slices.inner], "the shape of what it collects is unknown")
             step.world.states[slices.outer] = ()
@@ -135,6 +136,8 @@ def leave_branches(step: Step) -> None:
     for position, name in enumerate(step.node.outputs):
         names = [body.outputs[position] for body in step.node.bodies]
         _become_one(step, names, name, "its branches return different shapes, or unknown ones")
+        if step.world.derived.issuperset(names):
+            step.world.derived.add(name)
 
 
 def _one_shape(step: Step, names: Iterable[str]) -> bool:

@@ -42,6 +42,10 @@ def slice_(step: Step) -> None:
     factors = step.factors(0)
     if not factors:
         return step.set(0, [])
+    axes = step.ints(3, "axes")
+    if axes is not None and (step.ints(1, "starts") is None or step.ints(2, "ends") is None):
+        reason = f"{step.node.label}: the bounds are computed at run time"
+        return step.set(0, step.labels.drop_axes(factors, {a % len(step.shape(0)) for a in axes}, reason))
     ranges = {a: r for a, r in slice_ranges(step).items() if len(r) != step.shape(0)[a] or r.step != 1}
     result = []
     for factor in factors:

@@ -290,3 +290,18 @@ def resize(step: Step) -> None:
     changed = [a for a in range(len(before)) if before[a] != after[a]]
     spatial = sorted({*changed, *range(2, len(before))})
     along_fixed(step, spatial, "interpolates along this axis")
+
+
+@DIMS.row("Col2Im")
+def col2im(step: Step) -> None:
+    """Overlapping blocks are summed: a channel goes with all positions of its block."""
+    n, rows, length = step.shape(0)
+    channels = step.out_shape()[1]
+    factors = step.labels.pin_axes(step.factors(0), (2,), f"{step.node.label}: one column per position")
+    result = []
+    for factor in factors:
+        split = reshape_factor(step, factor, (n, rows, length), (n, channels, rows // channels, length))
+        left = None if split is None else step.labels.drop_axis(split, 2, f"{step.node.label}: positions in a block")
+        if left is not None:
+            result.append(left.reshape(left.shape[:2] + (1,) * (len(step.out_shape()) - 2)))
+    step.set(0, result)

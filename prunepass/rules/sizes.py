@@ -114,7 +114,8 @@ def slice_(r: Resizing) -> None:
     shape = r.change.shapes[source]
     starts, ends = r.known(1, "starts"), r.known(2, "ends")
     axes, steps = r.known(3, "axes"), r.known(4)
-    assert starts is not None and ends is not None
+    if starts is None or ends is None:  # computed at run time: the sliced axes stay
+        return
     new_starts, new_ends, new_steps = {}, {}, {}
     for i, axis in enumerate(axes if axes is not None else range(len(starts))):
         axis %= len(shape)

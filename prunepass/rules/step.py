@@ -382,7 +382,7 @@ class _Equation:
         axes = spans(factor)
         if self.labels.policy == "whole":
             self.held.add(axes[-1])
-            return self.labels.tidy(self.labels.unify_along(factor, axes[-1:]))
+            return self.labels.whole_blocks(factor)
         if axes[-1] in shared:
             rest = [axis for axis in axes if axis not in shared]
             return self.labels.tidy(self.labels.unify_along(factor, rest))
