@@ -42,7 +42,7 @@ def prune_prunepass(folder: Path, order: dict[str, Any]) -> Found:
     model = onnx.load(source)
     stages = Stages()
     try:
-        api.prune(model, verify=False, **options)
+        api.prune(model, verify=False, **options).model  # noqa: B018 - the ModelProto is made when it is asked for
         stages.tick("prune")
         result = api.prune(source, output=folder / "pruned.onnx", **options)
         stages.tick("certified")

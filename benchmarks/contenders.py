@@ -8,9 +8,7 @@ python benchmarks/contenders.py prunepass resnet50 resnet50.onnx out.onnx 1,3,64
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -21,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-for _library in ("OMP", "OPENBLAS", "MKL"):
-    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PRUNEPASS_THREADS")
+for _variable in THREADS:
+    os.environ.setdefault(_variable, "1")
 
 
 Found = dict[str, Any]
@@ -93,52 +92,61 @@ def run_prunepass_analysis(name: str, source: str, out: str, shape: tuple[int, .
     return {"seconds": stages.seconds}
 
 
-def run_torch_pruning(name: str, source: str, out: str, shape: tuple[int, ...], ratio: float, files: bool) -> Found:
-    """Dependency graph and pruner, then one step, on the torchvision network (random weights, same shapes).
+def run_prunepass_in_memory(name: str, source: str, out: str, shape: tuple[int, ...], ratio: float) -> Found:
+    """From ModelProto to ModelProto, without the certificate; no file is read, written or hashed."""
+    import_prunepass()
+    import onnx
 
-    With `files` the loading of a checkpoint before and the saving of the pruned network behind it are timed too.
+    from prunepass import api
+
+    model = onnx.load(source)
+    stages = Stages()
+    result = api.prune(model, ratio=ratio, align=1, verify=False)
+    stages.tick("prune")
+    pruned = result.model
+    stages.tick("to ModelProto")
+    onnx.save(pruned, out)
+    return {"seconds": stages.seconds, "kept": stored_params(out) / stored_params(source)}
+
+
+def run_torch_pruning(
+    name: str, source: str, out: str, shape: tuple[int, ...], ratio: float, files: bool = False, pixels: int = 0
+) -> Found:
+    """Dependency graph and pruner, then one step, on the torchvision network (random weights).
+
+    With `files` the loading of a checkpoint before and the saving of the pruned network behind it are timed too; with
+    `pixels` one picture of that size takes the place of the input that the ONNX file has.
     """
-    torch, nn = importlib.import_module("torch"), importlib.import_module("torch.nn")
+    torch, networks = importlib.import_module("torch"), importlib.import_module("networks")
     tp = importlib.import_module("torch_pruning")
     torch.set_num_threads(1)
-    model = _torchvision(torch, name)
-    inputs = torch.randn(shape)
-    before = sum(p.numel() for p in model.parameters())
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    heads = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    network = networks.build(name, (1, 3, pixels, pixels) if pixels else shape)
+    before = network.params()
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     if files:
-        torch.save(model.state_dict(), out)
+        torch.save(network.model.state_dict(), out)
     stages = Stages()
     if files:
-        model.load_state_dict(torch.load(out))
+        network.model.load_state_dict(torch.load(out))
         stages.tick("load")
     pruner = tp.pruner.BasePruner(
-        model, inputs, importance, pruning_ratio=ratio, global_pruning=True, ignored_layers=[last], num_heads=heads
+        network.model,
+        network.inputs[0],
+        importance,
+        pruning_ratio=ratio,
+        global_pruning=True,
+        ignored_layers=network.ignored,
+        num_heads=network.heads,
     )
     stages.tick("graph and pruner")
     pruner.step()
     stages.tick("step")
     if files:
-        torch.save(model, out)
+        torch.save(network.model, out)
         stages.tick("save")
-    if hasattr(model, "conv_proj"):
-        model.hidden_dim = model.conv_proj.out_channels  # torchvision's ViT asks for it in forward
-    model(inputs)
-    return {"seconds": stages.seconds, "kept": sum(p.numel() for p in model.parameters()) / before}
-
-
-def _torchvision(torch: Any, name: str) -> Any:
-    """Make a torchvision network; what its compiled half defines is declared where that half does not load."""
-    origin = importlib.util.find_spec("torchvision")
-    for compiled in Path(origin.origin).parent.glob("_C*.so") if origin and origin.origin else ():
-        with contextlib.suppress(OSError):
-            torch.ops.load_library(str(compiled))
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision").models.get_model(name, weights=None).eval()
+    network.repair()
+    network.run()
+    return {"seconds": stages.seconds, "kept": network.params() / before}
 
 
 def run_onnxsim(name: str, source: str, out: str, shape: tuple[int, ...], ratio: float, native: bool) -> Found:
@@ -160,8 +168,10 @@ def run_onnxsim(name: str, source: str, out: str, shape: tuple[int, ...], ratio:
 CONTENDERS: dict[str, tuple[str, Callable[..., Found], dict[str, Any]]] = {
     "prunepass": ("prunepass", run_prunepass, {"verify": True}),
     "prunepass --no-verify": ("prunepass", run_prunepass, {"verify": False}),
+    "prunepass in memory": ("prunepass", run_prunepass_in_memory, {}),
     "prunepass analysis": ("prunepass", run_prunepass_analysis, {}),
-    "torch-pruning": ("torch_pruning", run_torch_pruning, {"files": False}),
+    "torch-pruning": ("torch_pruning", run_torch_pruning, {}),
+    "torch-pruning, 224 px": ("torch_pruning", run_torch_pruning, {"pixels": 224}),
     "torch-pruning, files": ("torch_pruning", run_torch_pruning, {"files": True}),
     "onnxsim": ("onnxsim", run_onnxsim, {"native": False}),
     "onnxsim C++": ("onnxsim", run_onnxsim, {"native": True}),

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-for _library in ("OMP", "OPENBLAS", "MKL"):  # before numpy: one thread per worker, so that --jobs is the parallelism
-    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PRUNEPASS_THREADS"):
+    os.environ.setdefault(_variable, "1")  # before numpy: one thread per worker, so that --jobs is the parallelism
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 
@@ -30,6 +30,8 @@ from pool import Limits, Outcome, run_forked  # noqa: E402
 from summary import print_summary  # noqa: E402
 from worker import Job, prune_one  # noqa: E402
 from zoo import Entry, filler, read_index  # noqa: E402
+
+SCOPES = ("local", "global", "isomorphic", "heads")
 
 
 @dataclass
@@ -114,7 +116,8 @@ def select(entries: Sequence[Entry], args: argparse.Namespace) -> list[Entry]:
 
 def run(entries: Sequence[Entry], args: argparse.Namespace, out: TextIO | None, traces: TextIO | None) -> Iterator[Row]:
     """Prune the chosen graphs and yield their rows as they are done, writing each at once."""
-    options = {"align": args.align} | ({"macs": args.macs} if args.macs is not None else {"ratio": args.ratio})
+    options = {"align": args.align, "scope": args.scope}
+    options |= {"macs": args.macs} if args.macs is not None else {"ratio": args.ratio}
     jobs = [Job(args.zoo, e.file, options) for e in entries]
     writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n") if out else None
     if writer:
@@ -166,6 +169,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--ratio", type=float, default=0.5, help="fraction of the channels to remove (default 0.5)")
     target.add_argument("--macs", type=float, help="fraction of the MACs that may remain, instead of --ratio")
+    add(
+        "--scope",
+        choices=SCOPES,
+        default="local",
+        help="which channels compete (default local: those of a group)",
+    )
     add("--align", type=int, default=1, help="kept channels per tensor are a multiple of this (default 1)")
     add("--jobs", type=int, default=2, help="graphs at the same time (default 2)")
     add("--timeout", type=float, default=120.0, help="wall-clock seconds per graph (default 120)")

@@ -131,7 +131,7 @@ def _heads(nn: Any, model: Any) -> dict[Any, int]:
 
 
 def _small_mvit() -> Any:
-    """Make the MViT of three blocks that the zoo has; it is small, and has every kind of block that the large ones have."""
+    """Make the MViT of three blocks that the zoo has, with every kind of block that the large ones have."""
     mvit = importlib.import_module("torchvision.models.video.mvit")
     kernel = [3, 3, 3]
     widths = [(1, 32, 32), (2, 32, 64), (2, 64, 64)]
@@ -154,9 +154,7 @@ def export(network: Network, path: Path) -> None:
     torch = importlib.import_module("torch")
     names = [f"output_{i}" for i, _ in enumerate(network.run())]
     with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null), torch.no_grad():
-        torch.onnx.export(
-            network.model, network.inputs, str(path), dynamo=False, opset_version=17, output_names=names
-        )
+        torch.onnx.export(network.model, network.inputs, str(path), dynamo=False, opset_version=17, output_names=names)
 
 
 def load_torchvision(torch: Any) -> Any:
@@ -176,7 +174,7 @@ def load_torchvision(torch: Any) -> Any:
         "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
         "int sampling_ratio, bool aligned) -> Tensor"
     )
-    torchvision = importlib.import_module("torchvision")
+    torchvision: Any = importlib.import_module("torchvision")
     _implement(torch, importlib.import_module("torchvision.ops.roi_align"))
     torchvision._library = library  # the definitions live as long as this
     return torchvision
@@ -191,7 +189,8 @@ def _implement(torch: Any, rois: Any) -> None:
 
     roi_align is one node of the autograd graph, as the compiled one is; nobody asks for its gradient.
     """
-    importlib.import_module("torchvision.extension")._has_ops = _has_operators
+    extension: Any = importlib.import_module("torchvision.extension")
+    extension._has_ops = _has_operators
     rois._has_ops = _has_operators
     aligned: Callable[..., Any] = inspect.unwrap(rois._roi_align)
     torch.library.impl("torchvision::roi_align", "CPU", lambda *arguments: aligned(*arguments))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import selectors
 import signal
@@ -25,15 +26,21 @@ from typing import IO, Any, TypeVar
 T = TypeVar("T")
 Say = Callable[[str], None]
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one child may use."""
+    """What one child may use.
+
+    Units
+        seconds: wall-clock. bytes: resident. cpu_s: seconds of all its threads, where the machine is shared.
+    """
 
     seconds: float = 120.0
     bytes: int = 6 << 30
+    cpu_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def _enforce(child: _Child, limits: Limits) -> None:
         return
     used = _resident_bytes(child.pid)
     child.peak_bytes = max(child.peak_bytes, used)
-    if time.monotonic() - child.started > limits.seconds:
+    if time.monotonic() - child.started > limits.seconds or _cpu_seconds(child.pid) > limits.cpu_s:
         child.killed = "timeout"
     elif used > limits.bytes:
         child.killed = "memory"
@@ -183,6 +190,15 @@ def _resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Read the CPU time of a process; 0 where /proc does not say."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / TICKS_PER_S
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _reap(child: _Child) -> Outcome:

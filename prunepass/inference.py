@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LIMIT = 4096
 """Elements of the largest tensor whose contents are followed."""
+_UNKNOWN = -1
+_PICKS = frozenset("Gather Slice Squeeze Unsqueeze Identity Cast".split())
 FOLLOWS: Table[tuple[int | None, ...]] = Table("the operand whose type and shape each output has")
 FOLLOWS("BatchNormalization", (0, 3, 4, 3, 4))
 FOLLOWS("SimplifiedLayerNormalization com.microsoft::RotaryEmbedding", (0,))
@@ -61,6 +63,7 @@ class Scope:
         self.types: dict[str, TypeProto] = {}
         self.shape: dict[str, Shape] = {}
         self.value: dict[str, np.ndarray] = {}
+        self.partial: dict[str, np.ndarray] = {}
         self.from_run: set[str] = set()
         self.misfits = 0
 
@@ -68,7 +71,7 @@ class Scope:
         """Return a scope for a subgraph, which sees what this one knows."""
         twin = copy.copy(self)
         twin.types, twin.shape, twin.value = dict(self.types), dict(self.shape), dict(self.value)
-        twin.from_run = set(self.from_run)
+        twin.from_run, twin.partial = set(self.from_run), dict(self.partial)
         return twin
 
     def learn(self, name: str, kind: TypeProto) -> None:
@@ -86,8 +89,7 @@ class Scope:
 
     def adopt(self, other: Scope) -> None:
         """Take over what another scope, which saw what this one knows, has learned."""
-        self.types, self.shape, self.value = other.types, other.shape, other.value
-        self.from_run, self.misfits = other.from_run, other.misfits
+        vars(self).update(vars(other))
 
     def visit(self, node: Node) -> None:
         """Learn the outputs of a node from what is known of its operands."""
@@ -146,12 +148,34 @@ class Scope:
     def _fold(self, node: Node) -> list[np.ndarray]:
         if node.op in SHAPE_VALUES:
             shape = None if node.inputs[0] in self.from_run else self.shape.get(node.inputs[0])
-            return [] if shape is None else SHAPE_VALUES[node.op](node, shape)
+            return self._sizes(node) if shape is None else SHAPE_VALUES[node.op](node, shape)
+        if node.op in _PICKS and any(name in self.partial for name in node.inputs):
+            return self._picked(node)
         if node.op not in VALUES or not all(name in self.value for name in node.inputs if name):
             return []
         if any(math.prod(self.shape.get(name, ())) > LIMIT for name in node.outputs):
             return []
         return evaluate(node, [self.value.get(name) for name in node.inputs]) or []
+
+    def _sizes(self, node: Node) -> list[np.ndarray]:
+        """Note the sizes that are known of a shape of which only a run tells the others."""
+        kind = self.types.get(node.inputs[0])
+        if node.op == "Shape" and node.inputs[0] not in self.from_run and kind and kind.tensor_type.HasField("shape"):
+            dims = kind.tensor_type.shape.dim
+            sizes = tuple(d.dim_value if d.HasField("dim_value") else _UNKNOWN for d in dims)
+            self.partial[node.outputs[0]] = SHAPE_VALUES["Shape"](node, sizes)[0]
+        return []
+
+    def _picked(self, node: Node) -> list[np.ndarray]:
+        """Pick from sizes of which some are known."""
+        operands = [self.partial.get(name, self.value.get(name)) for name in node.inputs]
+        if any(array is None for name, array in zip(node.inputs, operands) if name):
+            return []
+        arrays = evaluate(node, operands) or []
+        if all((array != _UNKNOWN).all() for array in arrays):
+            return arrays
+        self.partial.update(zip(node.outputs, arrays))
+        return []
 
     def _infer(self, node: Node) -> dict[str, TypeProto]:
         """Ask the schema of the operator for the types of the outputs."""

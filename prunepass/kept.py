@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -129,7 +130,7 @@ class Lengths:
         self._vectors: dict[bytes, tuple[int, np.ndarray]] = {}
         self._patches: list[tuple[int, int]] = []
         self._joints: dict[tuple[object, ...], tuple[tuple[np.ndarray, ...], list[tuple[int, int]]]] = {}
-        self._frozen: tuple[np.ndarray, ...] | None = None
+        self._frozen: _Frozen | None = None
 
     def add(self, name: str, shape: Sequence[int], factors: Iterable[np.ndarray]) -> bool:
         """Add a value if a plan can change its shape; return whether it can."""
@@ -158,23 +159,63 @@ class Lengths:
         _, targets = self._joints.setdefault(key, (part, []))
         targets.extend((axis, start + axis) for axis in sorted({axis for f in part for axis in spans(f)}))
 
-    def _freeze(self) -> tuple[np.ndarray, ...]:
+    def _freeze(self) -> _Frozen:
         vectors = [labels for _, labels in self._vectors.values()]
         ends = np.cumsum([0, *map(len, vectors)])
         patches = np.array(self._patches, np.int64).reshape(-1, 2)
-        return np.concatenate([*vectors, ends[:0]]), ends[:-1], patches[:, 0], patches[:, 1], np.array(self._base)
+        return _Frozen(
+            np.concatenate([*vectors, ends[:0]]),
+            ends,
+            patches[:, 0],
+            patches[:, 1],
+            np.array(self._base),
+            _ranges((labels,) for labels in vectors),
+            _ranges(part for part, _ in self._joints.values()),
+        )
 
     def after(self, removed: np.ndarray) -> np.ndarray:
         """Return the flat array of lengths after a plan."""
         if self._frozen is None:
             self._frozen = self._freeze()
-        labels, starts, positions, numbers, base = self._frozen
-        kept = ~removed
-        lengths: np.ndarray = base.copy()
-        if labels.size:
-            lengths[positions] = np.add.reduceat(kept[labels], starts, dtype=np.int64)[numbers]
-        for part, targets in self._joints.values():
-            sizes = kept_sizes(merged(kept[factor] for factor in part)[0])
-            for axis, position in targets:
+        frozen, kept, gone = self._frozen, ~removed, np.flatnonzero(removed)
+        lengths: np.ndarray = frozen.base.copy()
+        if frozen.labels.size:
+            lengths[frozen.positions] = frozen.counts(kept, _hit(frozen.ranges, gone))[frozen.numbers]
+        for (part, targets), changes in zip(self._joints.values(), _hit(frozen.joint_ranges, gone).tolist()):
+            sizes = kept_sizes(merged(kept[factor] for factor in part)[0]) if changes else {}
+            for axis, position in targets if changes else ():
                 lengths[position] = sizes[axis]
         return lengths
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """The vectors of `Lengths` one after the other, where each goes, and the lowest and highest label of each."""
+
+    labels: np.ndarray
+    ends: np.ndarray
+    positions: np.ndarray
+    numbers: np.ndarray
+    base: np.ndarray
+    ranges: np.ndarray
+    joint_ranges: np.ndarray
+
+    def counts(self, kept: np.ndarray, hit: np.ndarray) -> np.ndarray:
+        """Count what is kept of each vector; where few are hit, only those are looked at."""
+        if 4 * np.count_nonzero(hit) > hit.size:
+            return np.add.reduceat(kept[self.labels], self.ends[:-1], dtype=np.int64)
+        found = np.diff(self.ends)
+        for number in np.flatnonzero(hit):
+            found[number] = np.count_nonzero(kept[self.labels[self.ends[number] : self.ends[number + 1]]])
+        return found
+
+
+def _ranges(parts: Iterable[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """Return the lowest label that is not 0, and one more than the highest, of each set of factors."""
+    ends = [(min(int(f[f > 0].min(initial=f.max())) for f in p), max(int(f.max()) for f in p) + 1) for p in parts]
+    return np.array(ends, np.int64).reshape(-1, 2)
+
+
+def _hit(ranges: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Say which ranges of labels hold one that is removed."""
+    return np.searchsorted(gone, ranges[:, 1]) > np.searchsorted(gone, ranges[:, 0])

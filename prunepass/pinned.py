@@ -241,7 +241,7 @@ class Stays:
         removed = np.zeros(self.record.classes.size, bool)
         removed[classes] = True
         removed[PINNED] = False
-        key = np.packbits(removed).tobytes()
+        key = classes.tobytes()
         if key not in self.known:
             left, total = self.cost.predict(removed), self.cost.total
             self.known[key] = (total.params - left.params, total.macs - left.macs)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from prunepass import wire
-from prunepass.errors import ModelError, PruneError, UnsupportedError
+from prunepass.errors import ModelError, PipelineError, PruneError, UnsupportedError
 from prunepass.feeds import Feeds, check_data, load_data, random_inputs, split_data
 from prunepass.graph import Graph, Node, domain_name, op_key, subgraphs_of, walk_nodes
 
@@ -94,8 +94,12 @@ def session(
 
     Taps stand behind an Identity, and lower the level: optimisations fuse tapped values away, basic ones sometimes.
 
+    Units
+        threads: of the session; default: the environment variable PRUNEPASS_THREADS, or else one per core, up to 4.
+
     Raises
-        ModelError, UnsupportedError: with the first line of onnxruntime's message and what to do.
+        ModelError, UnsupportedError: with the first line of onnxruntime's message and what to do. PipelineError:
+        PRUNEPASS_THREADS is not a number of threads.
     """
     names: dict[str, str] = {}
     source, folder = model, None
@@ -163,10 +167,18 @@ def _options(optimise: Optimise, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[optimise])
-    options.intra_op_num_threads = threads or min(4, os.cpu_count() or 1)
+    options.intra_op_num_threads = threads or _default_threads()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn CPU time
     return options
+
+
+def _default_threads() -> int:
+    """Return PRUNEPASS_THREADS; where it is not set, one thread per core, up to 4."""
+    text = os.environ.get("PRUNEPASS_THREADS") or str(min(4, os.cpu_count() or 1))
+    if not re.fullmatch("[1-9][0-9]{0,2}", text):
+        raise PipelineError(f"PRUNEPASS_THREADS={text!r} must be a whole number from 1 to 999")
+    return int(text)
 
 
 def _start(source: Any, options: Any) -> Any:

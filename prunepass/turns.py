@@ -5,8 +5,10 @@ A value that is carried from turn to turn has a shape only if every turn gives i
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import TensorProto, TypeProto
 
@@ -14,10 +16,13 @@ from prunepass.binding import Shape
 from prunepass.graph import Node
 from prunepass.node import Body
 from prunepass.protos import tensor_type
-from prunepass.rules.control import Ports, ports
+from prunepass.rules.control import Ports, Slices, State, ports
 
 if TYPE_CHECKING:
     from prunepass.inference import Scope
+
+_MOST = 4096
+"""Elements of the largest tensor whose contents are followed."""
 
 
 def visit_bodies(scope: Scope, node: Node) -> None:
@@ -58,10 +63,11 @@ def _learn_result(scope: Scope, name: str, sources: list[str]) -> None:
     first = kinds[0]
     if first is None:
         return
-    if shapes[0] is not None and all(shape == shapes[0] for shape in shapes):
+    if len(sources) == 1 or (shapes[0] is not None and all(shape == shapes[0] for shape in shapes)):
         scope.learn(name, first)
-        if len(sources) == 1 and sources[0] in scope.value:
-            scope.value[name] = scope.value[sources[0]]
+        values = [scope.value[source] for source in sources if source in scope.value]
+        if len(values) == len(sources) and all(np.array_equal(value, values[0]) for value in values):
+            scope.value[name] = values[0]
     elif all(any_shape(kind) == any_shape(first) for kind in kinds):
         scope.types[name] = any_shape(first) or first
 
@@ -75,9 +81,7 @@ def _visit_turns(scope: Scope, node: Node) -> None:
         _begin(turn, node, found, changing)
         for inner in body.nodes:
             turn.visit(inner)
-        more = {
-            state.taken for state in found.states if turn.shape.get(state.taken) != turn.shape.get(state.returned)
-        } - changing
+        more = {state.taken for state in found.states if not _stays(turn, state)} - changing
         if not more:
             break
         changing |= more
@@ -87,16 +91,26 @@ def _visit_turns(scope: Scope, node: Node) -> None:
         if state.outer and state.outer not in scope.shape:
             _learn_result(scope, state.outer, [state.returned, state.taken])
     for slices in found.collected:
-        shape = scope.shape.get(slices.inner)
-        kind = scope.types.get(slices.inner)
-        if not slices.outer or slices.outer in scope.shape or kind is None:
-            continue
-        if shape is None or length is None:
-            scope.types[slices.outer] = any_shape(kind) or kind
-        else:
-            axis = slices.axis % (len(shape) + 1)
-            full = (*shape[:axis], length, *shape[axis:])
-            scope.learn(slices.outer, tensor_type(kind.tensor_type.elem_type, full))
+        if slices.outer and slices.outer not in scope.shape and slices.inner in scope.types:
+            _learn_collected(scope, slices, length)
+
+
+def _learn_collected(scope: Scope, slices: Slices, length: int | None) -> None:
+    """Learn what a body adds to in every turn."""
+    kind, shape = scope.types[slices.inner], scope.shape.get(slices.inner)
+    if shape is None or length is None:
+        scope.types[slices.outer] = any_shape(kind) or kind
+        return
+    axis = slices.axis % (len(shape) + 1)
+    scope.learn(slices.outer, tensor_type(kind.tensor_type.elem_type, (*shape[:axis], length, *shape[axis:])))
+    if slices.inner in scope.value and 0 < length * math.prod(shape) <= _MOST:
+        scope.value[slices.outer] = np.stack([scope.value[slices.inner]] * length, axis)
+
+
+def _stays(turn: Scope, state: State) -> bool:
+    """Whether what a turn returns has the shape of what it takes."""
+    shape = turn.shape.get(state.taken)
+    return shape is not None and shape == turn.shape.get(state.returned)
 
 
 def _begin(turn: Scope, node: Node, found: Ports, changing: set[str]) -> None:

@@ -27,7 +27,9 @@ def outline(model: onnx.ModelProto, kind: str, start: int, stop: int) -> onnx.Mo
     return twin
 
 
-def _body(name: str, inside: Iterable[onnx.NodeProto], made: set[str], given: list[str], loop: bool = False) -> onnx.GraphProto:
+def _body(
+    name: str, inside: Iterable[onnx.NodeProto], made: set[str], given: list[str], loop: bool = False
+) -> onnx.GraphProto:
     """Copy nodes into a body that returns some of their values."""
     body = onnx.GraphProto(name=name)
     names = {old: f"{name}_{old}" for old in made}

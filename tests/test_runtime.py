@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 from textmodels import chain, model, weight
 
 from prunepass import files, runtime
-from prunepass.errors import ModelError, UnsupportedError
+from prunepass.errors import ModelError, PipelineError, UnsupportedError
 from prunepass.files import load
 from prunepass.runtime import check_data, load_data, random_inputs, seed_random_nodes, session, split_data
 
@@ -49,6 +50,25 @@ def test_large_models_go_through_a_temporary_file(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(files, "EMBEDDED_LIMIT", 4096)
     found = session(load(chain()), taps=["h"]).run({"x": X})
     np.testing.assert_allclose(found["h"], reference()["h"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variable", "given", "expected"),
+    [("3", None, 3), ("3", 2, 2), ("", None, min(4, os.cpu_count() or 1)), ("999", 1, 1)],
+)
+def test_the_environment_sets_the_threads_of_a_session(
+    monkeypatch: pytest.MonkeyPatch, variable: str, given: int | None, expected: int
+) -> None:
+    monkeypatch.setenv("PRUNEPASS_THREADS", variable)
+    made = session(chain(), threads=given)
+    assert made._inner.get_session_options().intra_op_num_threads == expected
+
+
+@pytest.mark.parametrize("variable", ["0", "-1", "two", "1.5", " 1", "1000"])
+def test_a_bad_number_of_threads_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("PRUNEPASS_THREADS", variable)
+    with pytest.raises(PipelineError, match="from 1 to 999"):
+        session(chain())
 
 
 @pytest.mark.parametrize("opset", [7, 17, onnx.defs.onnx_opset_version()])

@@ -38,7 +38,7 @@ from prunepass.slicing import slice_graph
 from .clean import Clean
 
 _BUDGETS = ("macs", "params", "bytes")
-_CORRECTIONS = 6
+_CORRECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class _Choice:
                 break
             limit -= spent - goal
             before, removed = removed, self._predicted_within(order, limit, share)
-            if np.array_equal(before, removed):
+            if spent <= goal and np.array_equal(before, removed):
                 break
         return best if most else removed
 

@@ -135,7 +135,7 @@ def _three(step: Step, heads: int) -> tuple[Operand, Operand, Operand]:
 def multi_head_sizes(r: Resizing) -> None:
     heads = int(r.node.attr("num_heads"))
     _keep_scale(r, 0, heads)
-    packed = not r.node.inputs[1]
+    packed = not any(r.node.inputs[1:2])
     left = r.change.shape(r.node.inputs[0])[-3] if packed else _heads_left(r, 0, heads)
     r.node.set_attr("num_heads", left)
 

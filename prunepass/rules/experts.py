@@ -107,6 +107,25 @@ def matmul_bits_masked(m: Masking) -> None:
     m.fill(0, [m.rank() - 1], 0.0)
 
 
+@DIMS.row(f"{_MS}GatherBlockQuantized")
+def gather_blocks(step: Step) -> None:
+    """Look rows up in a quantised table; the indices of a row go in runs of whole blocks."""
+    node, table, scales = step.node, step.shape(0), step.shape(2)
+    block, axes = int(node.attr("block_size", 128)), (node.attr("gather_axis", 0), node.attr("quantize_axis", 1) % 2)
+    if len(table) != 2 or axes != (0, 1) or not block or scales[0] != table[0]:
+        raise Refused("a table that is not quantised in blocks of its rows")
+    if any(step.has(i) and node.inputs[i] not in step.world.consts for i in (0, 2, 3)):
+        raise Refused("a quantised table that is computed")
+    width = step.out_shape()[-1]
+    per = width // table[1]
+    zeros = block * -(-scales[1] // step.shape(3)[1]) if step.has(3) else block
+    labels = in_runs(step, step.labels.fresh((node.inputs[0], 1), width), math.lcm(zeros, per))[None]
+    for position, stride in ((0, per), (2, block), (3, zeros)):
+        own(step, position, labels[:, ::stride])
+    step.produce(step.operand(2), 1, labels)
+    step.set(0, [labels.reshape([1] * (len(step.out_shape()) - 1) + [-1])])
+
+
 # ---- experts ---------------------------------------------------------------------------------------------------------
 _Places: TypeAlias = tuple[int, "int | None", "int | None", int]
 _DENSE: tuple[_Places, ...] = ((2, None, None, 3), (4, None, None, 5), (6, None, None, 7))

@@ -46,6 +46,14 @@ def bits(node: Node, shapes: Shapes) -> Results:
     return [((*_at(shapes, 0)[:-1], int(node.attr("N"))), 0)]
 
 
+@EXTENTS.row(f"{_MS}GatherBlockQuantized")
+def gather_blocks(node: Node, shapes: Shapes) -> Results:
+    """Give the width of a table whose bytes hold several entries, or one, as the number of its blocks says."""
+    table, blocks = _at(shapes, 0), _at(shapes, 2)[-1] * int(node.attr("block_size", 128))
+    wide = table[-1] * 8 // int(node.attr("bits", 4))
+    return [((*_at(shapes, 1), wide if table[-1] < wide <= blocks else table[-1]), 2)]
+
+
 @EXTENTS.row(f"{_MS}GemmFastGelu")
 def gemm(node: Node, shapes: Shapes) -> Results:
     return [((*_at(shapes, 0)[:-1], _at(shapes, 1)[-1]), 0)]

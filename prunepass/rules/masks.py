@@ -189,7 +189,10 @@ def _reduced(m: Masking) -> list[int]:
     given = m.node.attr("axes")
     if given is None and len(m.node.inputs) > 1 and m.node.inputs[1]:
         name = m.node.inputs[1]
-        given = (m.graph.consts[name] if name in m.graph.consts else m.values[name]).reshape(-1).tolist()
+        known = m.graph.consts[name] if name in m.graph.consts else m.values.get(name)
+        if known is None:  # the rule for labels refuses that
+            return []
+        given = known.reshape(-1).tolist()
     if not given:
         return [] if m.node.attr("noop_with_empty_axes", 0) else list(range(m.rank()))
     return [a % m.rank() for a in given]

@@ -26,8 +26,8 @@ class Operand:
     """One input of a node as an index equation sees it.
 
     `adoptable`: a constant (or a constant fill) that has no labels yet and takes those of its partners.
-    `tracked`: axes that some factor of the value spans, also where `factors` leaves one out. `stretched`: axes that were
-    expanded from a single index and take the labels that they meet.
+    `tracked`: axes that some factor of the value spans, also where `factors` leaves one out. `stretched`: axes that
+    were expanded from a single index and take the labels that they meet.
     """
 
     name: str

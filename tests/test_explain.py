@@ -1,0 +1,266 @@
+"""What is said about a coupling: what groups weigh, what is exact, and why axes stay, on graphs with one barrier each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import pytest
+from conftest import DIGITS
+from fixtures.tiny import TINY
+from textmodels import model, weight
+
+import prunepass
+from prunepass import chains
+from prunepass.cli import inspection
+from prunepass.explain import Explanation
+from prunepass.pinned import Holder, PinnedAxis
+from prunepass.rules import DIMS
+
+OUTPUT = "a graph output"
+BLOCKS = "its blocks cannot all lose the same number of indices"
+MEETS = "meets an axis that cannot shrink"
+
+
+@pytest.fixture
+def _no_elu() -> Iterator[None]:
+    """Let Elu be an operator without a rule."""
+    row = dict.pop(DIMS, "Elu")
+    yield
+    DIMS["Elu"] = row
+
+
+def explained(found: onnx.ModelProto) -> Explanation:
+    """Explain a model."""
+    return prunepass.inspect(found).explanation
+
+
+def axis_of(found: Explanation, tensor: str) -> PinnedAxis:
+    """Return the only pinned axis of a tensor."""
+    (axis,) = (a for a in found.axes if a.tensor == tensor)
+    return axis
+
+
+def holder_of(found: Explanation, op: str) -> Holder:
+    """Return the only reason of an operator."""
+    (holder,) = (h for h in found.holders if h.op == op)
+    return holder
+
+
+# ---- why axes stay ---------------------------------------------------------------------------------------------------
+CONV = "g (float[1,3,8,8] x) => (float[1,{out},8,8] y{more}) {{ c = Conv <pads=[1,1,1,1]> (x, w1, b1) r = Relu(c) {rest} }}"
+IMAGES = {"w1": weight(16, 3, 3, 3), "b1": weight(16), "w2": weight(4, 16, 1, 1)}
+HELD = 16 * 27 + 16  # parameters of w1 and b1
+READ = HELD + 4 * 16  # and those of w2, which reads them
+MACS = 64 * 16 * 27
+MACS_READ = MACS + 64 * 4 * 16
+
+
+def images(rest: str, out: int = 4, more: str = "", **weights: np.ndarray) -> onnx.ModelProto:
+    """Return x -> Conv w1 -> Relu -> rest."""
+    return model(CONV.format(rest=rest, out=out, more=more), **{**IMAGES, **weights})
+
+
+@pytest.mark.usefixtures("_no_elu")
+def test_an_operator_without_a_rule() -> None:
+    found = explained(images("e = Elu(r) y = Conv(e, w2)"))
+    reason = "no rule for operator Elu"
+    chain = ("Conv 'c'", "Relu 'r'", "Elu 'e'")
+    assert found.groups == ()
+    assert found.axes == (PinnedAxis("w1", 0, 16, 16, "e", "Elu", reason, "", chain, 0, HELD, MACS),)
+    assert holder_of(found, "Elu") == Holder("Elu", reason, ("e",), (), True, 1, HELD, MACS, HELD, MACS)
+    assert holder_of(found, "") == Holder("", OUTPUT, ("graph",), ("'y'",), False, 1, 64, 4096, 64, 4096)
+
+
+@pytest.mark.usefixtures("_no_elu")
+def test_two_reasons_gain_nothing_alone() -> None:
+    found = explained(images("e = Elu(r) y = Conv(e, w2)", more=", float[1,16,8,8] r"))
+    axis = axis_of(found, "w1")
+    assert (axis.reason, axis.source, axis.chain, axis.others) == (OUTPUT, "'r'", ("Conv 'c'", "Relu 'r'"), 1)
+    assert (axis.params, axis.macs) == (HELD, MACS)
+    elu, outputs = holder_of(found, "Elu"), holder_of(found, "")
+    assert (elu.params, elu.gain_params, elu.gain_macs) == (HELD, 0, 0)
+    assert (outputs.axes, outputs.params, outputs.gain_params) == (2, HELD + 64, 64)
+
+
+@pytest.mark.usefixtures("_no_elu")
+def test_nodes_of_one_kind_count_together() -> None:
+    found = explained(images("e = Elu(r) f = Elu(r) s = Add(e, f) y = Conv(s, w2)"))
+    elu = holder_of(found, "Elu")
+    assert (elu.nodes, elu.axes, elu.gain_params) == (("e", "f"), 1, HELD)
+    assert axis_of(found, "w1").others == 0
+
+
+@pytest.mark.usefixtures("_no_elu")
+def test_a_weight_that_only_a_barrier_reads() -> None:
+    body = "g (float[1,16] x) => (float[1,4] y) { v = Elu(w1) h = MatMul(x, v) r = Relu(h) y = MatMul(r, w2) }"
+    found = explained(model(body, w1=weight(16, 12), w2=weight(12, 4)))
+    assert [(a.tensor, a.axis, a.chain) for a in found.axes] == [("w1", 0, ("Elu 'v'",)), ("w1", 1, ("Elu 'v'",))]
+    assert (holder_of(found, "Elu").gain_params, holder_of(found, "Elu").axes) == (192, 2)
+
+
+def test_a_graph_output_in_the_middle() -> None:
+    found = explained(images("y = Conv(r, w2)", more=", float[1,16,8,8] r"))
+    axis = axis_of(found, "w1")
+    assert (axis.op, axis.reason, axis.source, axis.chain) == ("", OUTPUT, "'r'", ("Conv 'c'", "Relu 'r'"))
+    assert (axis.params, axis.macs) == (READ, MACS_READ)
+    assert [h.op for h in found.holders] == [""]
+
+
+def test_a_chain_through_reshape() -> None:
+    rest = "t = Reshape(r, shape) s = CumSum(t, one) u = Reshape(s, back) y = Conv(u, w2)"
+    sizes = {"shape": np.array([1, 16, 64]), "one": np.array(1), "back": np.array([1, 16, 8, 8])}
+    axis = axis_of(explained(images(rest, **sizes)), "w1")
+    assert axis.chain == ("Conv 'c'", "Relu 'r'", "Reshape 't'", "CumSum 's'")
+    assert (axis.node, axis.reason) == ("s", "the position along this axis matters")
+    assert (axis.params, axis.macs) == (READ, MACS_READ)
+
+
+def test_the_shortest_chain() -> None:
+    rest = "a = Neg(r) b = Abs(a) s = CumSum(b, one) t = CumSum(r, one) d = Add(s, t) y = Conv(d, w2)"
+    axis = axis_of(explained(images(rest, one=np.array(1))), "w1")
+    assert axis.chain == ("Conv 'c'", "Relu 'r'", "CumSum 't'")
+
+
+def test_what_a_graph_input_meets() -> None:
+    body = "g (float[1,8] x, float[1,16] past) => (float[1,4] y) { h = MatMul(x, w1) r = Relu(h) s = Add(r, n) y = MatMul(s, w2) n = Neg(past) }"
+    body = body.replace(" s = Add", " n = Neg(past) s = Add").replace(" n = Neg(past) }", " }")
+    found = explained(model(body, w1=weight(8, 16), w2=weight(16, 4)))
+    axis = axis_of(found, "w1")
+    assert axis.chain == ("MatMul 'h'", "Relu 'r'", "Add 's'")
+    assert (axis.reason, axis.source) == (MEETS, "graph input 'past'")
+    assert holder_of(found, "Add").sources == ("graph input 'past'",)
+    # what reads the sum is not tracked behind it
+    assert (axis.params, axis.macs) == (128, 128)
+
+
+def test_what_meets_an_axis_that_is_held_elsewhere() -> None:
+    rest = "s = CumSum(r, one) k = Conv <pads=[1,1,1,1]> (x, w3) q = Add(s, k) y = Conv(q, w2)"
+    found = explained(images(rest, one=np.array(1), w3=weight(16, 3, 3, 3)))
+    axis = axis_of(found, "w3")
+    assert (axis.op, axis.reason) == ("Add", MEETS)
+    assert axis.source == "CumSum 's': the position along this axis matters"
+
+
+def test_blocks_that_do_not_fit() -> None:
+    body = """g (float[1,3,8,8] x) => (float[1,4,8,8] y, float[1,6,8,8] a) {
+        a = Conv(x, w1) b = Conv(x, w2) c = Concat <axis=1> (a, b)
+        n = GroupNormalization <num_groups=4> (c, s, t) y = Conv(n, w3) }"""
+    sizes = {"w1": weight(6, 3, 1, 1), "w2": weight(10, 3, 1, 1), "w3": weight(4, 16, 1, 1)}
+    found = explained(model(body, opset=21, s=weight(16), t=weight(16), **sizes))
+    axis = axis_of(found, "w2")
+    assert (axis.chain, axis.reason) == (("Conv 'b'", "Concat 'c'", "GroupNormalization 'n'"), BLOCKS)
+    assert axis.params == 30 + 10 + 10 + 40
+    assert holder_of(found, "GroupNormalization").gain_params == axis.params
+
+
+def test_part_of_an_axis() -> None:
+    rest = "p, q = Split <axis=1> (r, sizes) s = CumSum(q, one) d = Concat <axis=1> (p, s) y = Conv(d, w2)"
+    found = explained(images(rest, one=np.array(1), sizes=np.array([10, 6])))
+    axis = axis_of(found, "w1")
+    assert (axis.length, axis.indices, axis.node) == (16, 6, "s")
+    assert (axis.params, axis.macs) == (READ * 6 // 16, MACS_READ * 6 // 16)
+    assert [g.params for g in found.groups] == [READ * 10 // 16]
+
+
+def test_short_axes_are_counted_but_not_listed() -> None:
+    found = explained(images("y = Conv(r, w2)"))
+    assert found.axes == ()
+    assert holder_of(found, "").axes == 1
+
+
+def test_nothing_is_recorded_without_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains, "Record", None)
+    prunepass.prune(str(DIGITS), ratio=0.3, verify=False)
+
+
+# ---- what groups weigh -----------------------------------------------------------------------------------------------
+def test_the_groups_of_a_chain() -> None:
+    found = prunepass.inspect(images("y = Conv(r, w2)"))
+    assert [group.axes for group in found.coupling.groups] == [(("w1", 0),)]
+    (facts,) = found.explanation.groups
+    assert (facts.params, facts.macs, facts.exact) == (READ, MACS_READ, True)
+
+
+def test_the_groups_of_digits() -> None:
+    found = prunepass.inspect(str(DIGITS))
+    weights = {g.name: (f.params, f.macs) for g, f in zip(found.coupling.groups, found.explanation.groups)}
+    assert weights == {
+        "stem.conv.weight": (20_928, 4_909_056),
+        "block1.conv1.weight": (18_560, 4_718_592),
+        "down.conv2.weight": (13_248, 835_584),
+        "branch.conv1.weight": (18_048, 1_130_496),
+        "block2.conv1.weight": (10_880, 688_128),
+        "block2.conv2.weight": (10_880, 688_128),
+        "head.conv.weight": (3_968, 197_248),
+    }
+    assert all(f.exact for f in found.explanation.groups)
+    axis = axis_of(found.explanation, "head.fc.weight")
+    assert (axis.chain, axis.source, axis.params, axis.macs) == (("Gemm 'logits'",), "'logits'", 650, 640)
+
+
+def mixed(op: str) -> str:
+    """Return a model that mixes or normalises the 12 features h of x in one node n."""
+    return f"g (float[2,8] x) => (float[2,4] y) {{ h = MatMul(x, w1) {op} y = MatMul(n, w2) }}"
+
+
+RENORMALISED = {
+    "n = LayerNormalization(h, s)": ("LayerNormalization 'n'",),
+    "n = Softmax(h)": ("Softmax 'n'",),
+    "m = ReduceMean <axes=[1]> (h) n = Sub(h, m)": ("ReduceMean 'm'",),
+    "m = ReduceMax <axes=[1]> (h) n = Sub(h, m)": ("ReduceMax 'm'",),
+    "m = ReduceProd <axes=[1]> (h) n = Sub(h, m)": ("ReduceProd 'm'",),
+    "m = ReduceSumSquare <axes=[1]> (h) n = Sub(h, m)": (),
+    "m = ReduceMean <axes=[0]> (h) n = Sub(h, m)": (),
+    "n = LpNormalization(h)": (),
+    "n = Sigmoid(h)": (),
+    "n = Mul(h, s)": (),
+    "a = LayerNormalization(h, s) n = Softmax(a)": ("LayerNormalization 'a'", "Softmax 'n'"),
+}
+
+
+@pytest.mark.parametrize("op", RENORMALISED)
+def test_exact_or_renormalised(op: str) -> None:
+    found = explained(model(mixed(op), w1=weight(8, 12), w2=weight(12, 4), s=weight(12)))
+    assert [f.renormalised_by for f in found.groups] == [RENORMALISED[op]]
+
+
+def test_only_the_groups_that_a_norm_sees_are_renormalised() -> None:
+    found = prunepass.inspect(TINY["fused_attention"]()[0])
+    changed = {g.name: f.exact for g, f in zip(found.coupling.groups, found.explanation.groups)}
+    assert sorted(changed.values()) == [False, *[True] * (len(changed) - 1)]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_graphs(name: str) -> None:
+    found = prunepass.inspect(TINY[name]()[0])
+    total = found.size["params"]
+    assert len(found.explanation.groups) == len(found.coupling.groups)
+    assert all(0 < f.params <= total and f.macs >= 0 for f in found.explanation.groups)
+    for axis in found.explanation.axes:
+        assert axis.chain
+        assert 0 < axis.params <= total
+        assert axis.indices <= axis.length
+        assert axis.op == "" or axis.chain[-1].startswith(axis.op)
+    for holder in found.explanation.holders:
+        assert holder.gain_params <= holder.params <= total
+        assert holder.gain_macs <= holder.macs
+
+
+# ---- the words -------------------------------------------------------------------------------------------------------
+def test_numbers_in_short() -> None:
+    numbers = [0, 999, 1000, 25_530_472, 999_499, 999_600, 4_089_184_256, 10**13]
+    assert [inspection.scaled(n) for n in numbers] == ["0", "999", "1 k", "25.5 M", "999 k", "1000 k", "4.09 G", "10 T"]
+
+
+def test_long_chains_are_shortened() -> None:
+    assert inspection.chain_text(["Conv 'a'", "Relu 'b'", "Add 'c'"]) == "Conv 'a' -> Relu -> Add 'c'"
+    nodes = [f"{op} '{op.lower()}'" for op in "A B C D E F G H I J".split()]
+    assert inspection.chain_text(nodes) == "A 'a' -> B -> C -> D -> 3 more -> H -> I -> J 'j'"
+
+
+def test_names_stay_apart() -> None:
+    names = ["first.block.conv1.weight", "first.black.conv1.weight", "second.weight"]
+    assert inspection.distinct(names, 16) == [*names[:2], "second.weight"]
+    assert inspection.distinct(["a" * 9 + "b" * 9], 12) == ["aaa...bbbbbb"]
