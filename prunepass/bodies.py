@@ -13,7 +13,7 @@ import onnx
 from prunepass.consts import densify
 from prunepass.graph import Graph
 from prunepass.node import Body, Node
-from prunepass.rules.control import ENTERED, ports
+from prunepass.rules.control import ENTERED, origin, ports
 
 
 def enter_bodies(graph: Graph) -> int:
@@ -103,7 +103,7 @@ def free_invariants(graph: Graph) -> int:
             continue
         body = node.bodies[0]
         for state in ports(node).states:
-            if not state.initial or _origin(body, state.returned) != state.taken:
+            if not state.initial or origin(body, state.returned) != state.taken:
                 continue
             body.rename(state.taken, state.initial)
             if state.outer not in results:
@@ -116,14 +116,6 @@ def free_invariants(graph: Graph) -> int:
     for node in graph.walk() if names else ():
         node.inputs = [names.get(name, name) for name in node.inputs]
     return changes
-
-
-def _origin(body: Body, name: str) -> str:
-    """Follow Identity nodes backwards."""
-    makers = {out: node for node in body.nodes if node.op == "Identity" for out in node.outputs}
-    while name in makers:
-        name = makers[name].inputs[0]
-    return name
 
 
 def _drop(node: Node, taken: str, outer: str) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunepass.chains import Record
 from prunepass.cost import CostModel
 from prunepass.coupling import Coupling
 from prunepass.ephemeral import Dtypes
 from prunepass.graph import Graph, Node
 from prunepass.labels import PINNED
 from prunepass.pinned import Holder, PinnedAxis, Stays
+from prunepass.record import Record
 from prunepass.rules.masks import MASKS, Masking
 
 
@@ -117,7 +117,7 @@ class _Probe(Masking):
     def run(self) -> bool:
         """Say whether it does."""
         MASKS[self.node.op](self)
-        return self.replaced or bool(self.after) or any(self.fills)
+        return self.replaced  or any(self.fills)
 
     def where(self, name: str, mask: np.ndarray, fill: float, position: int = 0) -> str:
         """Note the constant that takes the place of what is removed."""

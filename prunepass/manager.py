@@ -210,6 +210,7 @@ class Pipeline:
             except PruneError:
                 raise
             except Exception as error:
+                _refuse_invalid(facts.source)
                 raise self._crash(i, error) from error
         facts.context.tell("done", len(self.steps), len(self.steps))
         return facts
@@ -222,6 +223,13 @@ class Pipeline:
             f"pass '{name}' broke ({type(error).__name__}: {error}); this is a bug, please report it with --debug",
             reproducer=f"{where} broke; it fails with -p '{done}'; not yet done: '{left}'",
         )
+
+
+def _refuse_invalid(source: Graph) -> None:
+    """Raise what onnxruntime says against a model: where it refuses one, a pass that broke on it is no bug."""
+    from prunepass.runtime import session
+
+    session(source, optimise="off")
 
 
 def _run_step(step: Step, facts: Facts) -> None:

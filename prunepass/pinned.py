@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunepass.chains import Chains, Hold, Kind, Record
+from prunepass.chains import Chains
 from prunepass.cost import CostModel
 from prunepass.coupling import Coupling
 from prunepass.graph import Graph
 from prunepass.labels import PINNED
+from prunepass.record import Hold, Kind, Record
 from prunepass.rules.cost import is_parameter
 
 FEWEST = 8

@@ -16,7 +16,7 @@ from prunepass.binding import Shape
 from prunepass.graph import Node
 from prunepass.node import Body
 from prunepass.protos import tensor_type
-from prunepass.rules.control import Ports, Slices, State, ports
+from prunepass.rules.control import Ports, Slices, State, origin, ports
 
 if TYPE_CHECKING:
     from prunepass.inference import Scope
@@ -144,6 +144,8 @@ def _length(scope: Scope, node: Node, found: Ports) -> int | None:
         shape = scope.shape.get(outer.outer) if outer else None
         return shape[outer.axis] if outer and shape else None
     most, begins = (scope.value.get(name) if name else None for name in node.inputs[:2])
-    goes_on = scope.value.get(node.bodies[0].outputs[0])
-    steady = goes_on is not None and goes_on.all() and (not node.inputs[1] or (begins is not None and begins.all()))
+    body = node.bodies[0]
+    goes_on = scope.value.get(body.outputs[0])
+    kept = origin(body, body.outputs[0]) == body.inputs[1] or (goes_on is not None and goes_on.all())
+    steady = kept and (not node.inputs[1] or (begins is not None and begins.all()))
     return int(most.reshape(-1)[0]) if most is not None and steady else None

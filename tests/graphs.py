@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from fixtures.tiny import Net
+from graph_forms import feeds_for, other_form
 
 T = TypeVar("T")
 OPSETS = (17, 13, 18, 21, 23, 11, 9)
@@ -349,12 +350,15 @@ def grown(g: Grower, history: list[str]) -> Grown:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     model.ir_version = max(8, helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True))
     larger = {}
-    for info in model.graph.input:
+    for info in list(model.graph.input):
         shape = [{"batch": 2, "length": 7}.get(d.dim_param, d.dim_value) for d in info.type.tensor_type.shape.dim]
         integers = info.type.tensor_type.elem_type == TensorProto.INT64
         made = g.net.rng.integers(0, 11, shape) if integers else g.net.rng.standard_normal(shape, np.float32)
         larger[info.name] = made
-    return Grown(model, feeds, larger, len(model.graph.node), tuple(history))
+    nodes = len(model.graph.node)
+    if g.rarely(3):
+        history.append(other_form(g.rng, model))
+    return Grown(model, feeds_for(model, feeds), feeds_for(model, larger), nodes, tuple(history))
 
 
 @st.composite

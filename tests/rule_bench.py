@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import rule_records_compute
+import rule_records_indexing
 import rule_records_layout
 import rule_records_more
 from onnx import TensorProto, helper
@@ -27,7 +28,12 @@ from prunepass.plan import Plan
 from prunepass.selection import ladder, protected_units, removed_by
 from prunepass.slicing import slice_graph
 
-RECORDS = [*rule_records_compute.RECORDS, *rule_records_layout.RECORDS, *rule_records_more.RECORDS]
+RECORDS = [
+    *rule_records_compute.RECORDS,
+    *rule_records_layout.RECORDS,
+    *rule_records_indexing.RECORDS,
+    *rule_records_more.RECORDS,
+]
 NEAR, FAR = 3, 2  # sizes of the axes of the graph's inputs, and of its outputs
 
 
@@ -126,7 +132,7 @@ def finish(net: Net, outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
 def bench(number: int) -> Bench:
     """Build the network of a record."""
     record = RECORDS[number]
-    net = Net(f"{record.op}{number}", record.opset)
+    net = Net(str(record), record.opset)
     ins = [operand(net, value, f"in{i}") for i, value in enumerate(record.inputs)]
     if record.build is not None:
         outs = record.build(net, *ins)
@@ -151,7 +157,7 @@ class Trial:
         facts = Job.open(self.bench.model, (), shapes, None, 0, None).facts
         self.graph: Graph = facts.graph
         self.coupling: Coupling = facts.get("coupling", policy=policy or self.record.policy)
-        self.rng = np.random.default_rng(number)
+        self.rng = np.random.default_rng(len(str(self.record)))
         left, right = self.record.terms
         assert (len(left), len(right)) == (len(self.bench.inputs), len(self.bench.outputs)), "one term per value"
         terms = [*zip(self.bench.inputs, left), *zip(self.bench.outputs, right)]

@@ -1,19 +1,20 @@
-"""What is said about a coupling: what groups weigh, what is exact, and why axes stay, on graphs with one barrier each."""
+"""What is said about a coupling: what groups weigh, what is exact, why axes stay, on graphs with one barrier each."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import pytest
-from conftest import DIGITS
-from fixtures.tiny import TINY
+from conftest import DIGITS, ROOT
 from textmodels import model, weight
 
 import prunepass
-from prunepass import chains
-from prunepass.cli import inspection
+from fixtures.tiny import TINY
+from prunepass.cli import inspection, main
 from prunepass.explain import Explanation
 from prunepass.pinned import Holder, PinnedAxis
 from prunepass.rules import DIMS
@@ -49,7 +50,8 @@ def holder_of(found: Explanation, op: str) -> Holder:
 
 
 # ---- why axes stay ---------------------------------------------------------------------------------------------------
-CONV = "g (float[1,3,8,8] x) => (float[1,{out},8,8] y{more}) {{ c = Conv <pads=[1,1,1,1]> (x, w1, b1) r = Relu(c) {rest} }}"
+CONV = """g (float[1,3,8,8] x) => (float[1,4,8,8] y{more}) {{
+    c = Conv <pads=[1,1,1,1]> (x, w1, b1) r = Relu(c) {rest} }}"""
 IMAGES = {"w1": weight(16, 3, 3, 3), "b1": weight(16), "w2": weight(4, 16, 1, 1)}
 HELD = 16 * 27 + 16  # parameters of w1 and b1
 READ = HELD + 4 * 16  # and those of w2, which reads them
@@ -57,9 +59,9 @@ MACS = 64 * 16 * 27
 MACS_READ = MACS + 64 * 4 * 16
 
 
-def images(rest: str, out: int = 4, more: str = "", **weights: np.ndarray) -> onnx.ModelProto:
+def images(rest: str, more: str = "", **weights: np.ndarray) -> onnx.ModelProto:
     """Return x -> Conv w1 -> Relu -> rest."""
-    return model(CONV.format(rest=rest, out=out, more=more), **{**IMAGES, **weights})
+    return model(CONV.format(rest=rest, more=more), **{**IMAGES, **weights})
 
 
 @pytest.mark.usefixtures("_no_elu")
@@ -114,7 +116,7 @@ def test_a_chain_through_reshape() -> None:
     axis = axis_of(explained(images(rest, **sizes)), "w1")
     assert axis.chain == ("Conv 'c'", "Relu 'r'", "Reshape 't'", "CumSum 's'")
     assert (axis.node, axis.reason) == ("s", "the position along this axis matters")
-    assert (axis.params, axis.macs) == (READ, MACS_READ)
+    assert (axis.params, axis.macs) == (HELD, MACS)
 
 
 def test_the_shortest_chain() -> None:
@@ -124,14 +126,13 @@ def test_the_shortest_chain() -> None:
 
 
 def test_what_a_graph_input_meets() -> None:
-    body = "g (float[1,8] x, float[1,16] past) => (float[1,4] y) { h = MatMul(x, w1) r = Relu(h) s = Add(r, n) y = MatMul(s, w2) n = Neg(past) }"
-    body = body.replace(" s = Add", " n = Neg(past) s = Add").replace(" n = Neg(past) }", " }")
+    body = """g (float[1,8] x, float[1,16] past) => (float[1,4] y) {
+        h = MatMul(x, w1) r = Relu(h) n = Neg(past) s = Add(r, n) y = MatMul(s, w2) }"""
     found = explained(model(body, w1=weight(8, 16), w2=weight(16, 4)))
     axis = axis_of(found, "w1")
     assert axis.chain == ("MatMul 'h'", "Relu 'r'", "Add 's'")
     assert (axis.reason, axis.source) == (MEETS, "graph input 'past'")
     assert holder_of(found, "Add").sources == ("graph input 'past'",)
-    # what reads the sum is not tracked behind it
     assert (axis.params, axis.macs) == (128, 128)
 
 
@@ -160,7 +161,7 @@ def test_part_of_an_axis() -> None:
     found = explained(images(rest, one=np.array(1), sizes=np.array([10, 6])))
     axis = axis_of(found, "w1")
     assert (axis.length, axis.indices, axis.node) == (16, 6, "s")
-    assert (axis.params, axis.macs) == (READ * 6 // 16, MACS_READ * 6 // 16)
+    assert (axis.params, axis.macs) == (HELD * 6 // 16, MACS * 6 // 16)
     assert [g.params for g in found.groups] == [READ * 10 // 16]
 
 
@@ -170,9 +171,11 @@ def test_short_axes_are_counted_but_not_listed() -> None:
     assert holder_of(found, "").axes == 1
 
 
-def test_nothing_is_recorded_without_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chains, "Record", None)
-    prunepass.prune(str(DIGITS), ratio=0.3, verify=False)
+def test_pruning_explains_nothing() -> None:
+    code = f"import sys, prunepass; prunepass.prune({str(DIGITS)!r}, verify=False); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "prunepass.coupling" in found
+    assert "prunepass.record" not in found
 
 
 # ---- what groups weigh -----------------------------------------------------------------------------------------------
@@ -264,3 +267,10 @@ def test_names_stay_apart() -> None:
     names = ["first.block.conv1.weight", "first.black.conv1.weight", "second.weight"]
     assert inspection.distinct(names, 16) == [*names[:2], "second.weight"]
     assert inspection.distinct(["a" * 9 + "b" * 9], 12) == ["aaa...bbbbbb"]
+
+
+def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    example = text.partition("$ prunepass inspect fixtures/digits.onnx\n")[2].partition("```")[0]
+    assert main(["inspect", str(DIGITS)]) == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == example.splitlines()

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunepass.labels import Factor, Factors, Labels, Policy, collapse, constant_along, lift, on_axis, spans
 
 POLICIES: tuple[Policy, ...] = ("balanced", "whole", "aligned")
 COUNT = 12
+checked = settings(deadline=None)
 
 
 def f(*rows: object) -> Factor:
@@ -155,6 +156,7 @@ def pair(a: list[int], b: list[int], outer: bool) -> tuple[Factor, Factor]:
     return (f(*a)[:, None], f(*b)[None]) if outer else (f(*a[:least]), f(*b[:least]))
 
 
+@checked
 @given(st.lists(st.builds(pair, vectors, vectors, st.booleans())), st.lists(vectors), st.integers(0, 3))
 def test_classes_are_those_of_a_union_find(
     pairs: list[tuple[Factor, Factor]], pins: list[list[int]], early: int
@@ -356,6 +358,7 @@ ALONE: dict[str, Callable[[Labels, Factor, int], object]] = {
 
 
 @pytest.mark.parametrize("name", ALONE)
+@checked
 @given(factors(1), st.sampled_from(POLICIES), st.integers(0, 2), st.integers(0, 99))
 def test_one_factor_removes_what_it_did(name: str, found: list[Factor], policy: Policy, place: int, seed: int) -> None:
     labels, axis = started(policy), place % found[0].ndim
@@ -365,6 +368,7 @@ def test_one_factor_removes_what_it_did(name: str, found: list[Factor], policy: 
     assert_removes_the_same(labels, tuple(found), left, seed)
 
 
+@checked
 @given(factors(2), st.sampled_from(POLICIES), st.integers(0, 99))
 def test_related_factors_remove_what_both_did(found: list[Factor], policy: Policy, seed: int) -> None:
     labels = started(policy)
@@ -373,6 +377,7 @@ def test_related_factors_remove_what_both_did(found: list[Factor], policy: Polic
         assert_removes_the_same(labels, (a, b), labels.relate(a, b, "why"), seed)
 
 
+@checked
 @given(factors(4), st.sampled_from(POLICIES), st.integers(0, 99))
 def test_merged_factors_share_no_axis(found: list[Factor], policy: Policy, seed: int) -> None:
     labels = started(policy)
@@ -384,6 +389,7 @@ def test_merged_factors_share_no_axis(found: list[Factor], policy: Policy, seed:
         assert_removes_the_same(labels, tuple(known), tuple(left), seed)
 
 
+@checked
 @given(factors(1), st.permutations(range(3)), st.sampled_from(POLICIES), st.integers(0, 99))
 def test_transposed_factors_remove_the_same(found: list[Factor], order: list[int], policy: Policy, seed: int) -> None:
     labels, (x,) = started(policy), found
@@ -393,6 +399,7 @@ def test_transposed_factors_remove_the_same(found: list[Factor], order: list[int
     assert_removes_the_same(labels, (x.transpose(perm),), left, seed)
 
 
+@checked
 @given(factors(1), st.sets(st.integers(0, 2)), st.sampled_from(POLICIES), st.integers(0, 99))
 def test_projected_factors(found: list[Factor], keep: set[int], policy: Policy, seed: int) -> None:
     """What is left spans kept axes only; where nothing is left, every block of what was mixed is on record."""

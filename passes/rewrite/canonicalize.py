@@ -15,6 +15,7 @@ from prunepass.rules.folding import GROWS, MOVES, WHOLE_MOVES
 from prunepass.rules.values import SHAPE_VALUES, VALUES, evaluate
 from prunepass.sequences import unpack_sequences
 from prunepass.shuffle import chains, gather_shuffles, is_static
+from prunepass.strides import reshape_views
 from prunepass.tidying import bypass_no_ops, remove_dead, remove_unused
 
 _SMALL_BYTES = 1 << 14
@@ -53,6 +54,7 @@ def simplify(graph: Graph) -> int:
         store_constants,
         bypass_no_ops,
         fold_constants,
+        reshape_views,
         inline_branches,
         remove_dead,
         remove_unused,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunepass.graph import Node
+from prunepass.graph import Body, Node
 from prunepass.labels import Factor, Factors
 from prunepass.rules.dims import DIMS, DimsRow
 from prunepass.rules.step import Step
@@ -67,6 +67,14 @@ def ports(node: Node) -> Ports:
         tuple(map(Slices, given[count:], taken[count:], axes_in)),
         tuple(map(Slices, outer[count:], returned[count:], axes_out)),
     )
+
+
+def origin(body: Body, name: str) -> str:
+    """Follow Identity nodes of a body backwards."""
+    makers = {out: node for node in body.nodes if node.op == "Identity" for out in node.outputs}
+    while name in makers:
+        name = makers[name].inputs[0]
+    return name
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
