@@ -10,6 +10,9 @@ class PruneError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a name in the model may hold anything
+
 
 class ModelError(PruneError):
     """Report a model file or model data that cannot be used."""

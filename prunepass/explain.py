@@ -117,7 +117,7 @@ class _Probe(Masking):
     def run(self) -> bool:
         """Say whether it does."""
         MASKS[self.node.op](self)
-        return self.replaced  or any(self.fills)
+        return self.replaced or bool(self.after) or any(self.fills)
 
     def where(self, name: str, mask: np.ndarray, fill: float, position: int = 0) -> str:
         """Note the constant that takes the place of what is removed."""

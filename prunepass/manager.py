@@ -155,17 +155,33 @@ class Facts:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[list[int]]:
-        """Measure a block of work; whoever puts a number of changes into the yielded list has it recorded."""
+        """Measure a block of work; whoever puts a number of changes into the yielded list has it recorded.
+
+        Raises
+            ModelError, UnsupportedError: the work broke, and onnxruntime cannot run the source.
+        """
         changes: list[int] = []
         self._nested.append(0.0)
         start = time.perf_counter()
         try:
             yield changes
+        except PruneError:
+            raise
+        except Exception:
+            self._refuse_invalid()
+            raise
         finally:
             elapsed = time.perf_counter() - start
             self.timing.append(Timing(name, elapsed - self._nested.pop(), changes[0] if changes else None))
             if self._nested:
                 self._nested[-1] += elapsed
+
+    def _refuse_invalid(self) -> None:
+        """Raise what onnxruntime says against the source: that a pass broke on what nobody can run is no bug."""
+        from prunepass.runtime import refuse_invalid
+
+        _, shapes = self.first.get("shapes", (None, None))
+        refuse_invalid(self.source, {} if shapes is None else shapes.shape, self.context.data, self.context.seed)
 
 
 @dataclass(frozen=True)
@@ -210,7 +226,6 @@ class Pipeline:
             except PruneError:
                 raise
             except Exception as error:
-                _refuse_invalid(facts.source)
                 raise self._crash(i, error) from error
         facts.context.tell("done", len(self.steps), len(self.steps))
         return facts
@@ -223,13 +238,6 @@ class Pipeline:
             f"pass '{name}' broke ({type(error).__name__}: {error}); this is a bug, please report it with --debug",
             reproducer=f"{where} broke; it fails with -p '{done}'; not yet done: '{left}'",
         )
-
-
-def _refuse_invalid(source: Graph) -> None:
-    """Raise what onnxruntime says against a model: where it refuses one, a pass that broke on it is no bug."""
-    from prunepass.runtime import session
-
-    session(source, optimise="off")
 
 
 def _run_step(step: Step, facts: Facts) -> None:

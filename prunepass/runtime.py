@@ -26,6 +26,7 @@ __all__ = [
     "has_operator",
     "load_data",
     "random_inputs",
+    "refuse_invalid",
     "run",
     "seed_random_nodes",
     "session",
@@ -123,6 +124,19 @@ def session(
 def run(session: Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Run a session once; returns its outputs and taps by name."""
     return session.run(feeds)
+
+
+def refuse_invalid(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], data: Feeds | None = None, seed: int = 0
+) -> None:
+    """Run a graph once, on given data or on random inputs of the shapes that are known.
+
+    Raises
+        ModelError, UnsupportedError: what onnxruntime says against it.
+    """
+    running = session(graph, optimise="off")
+    known = {name: shapes[name] for name in graph.input_names if name in shapes}
+    running.run(split_data(data, graph)[0] if data else random_inputs(graph, known, seed))
 
 
 def _as_graph(model: Model) -> Graph:

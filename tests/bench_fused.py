@@ -180,6 +180,15 @@ table("table_bytes", noise(256, 9, 64).astype(np.uint8), 64, None, {"table": (9,
 table("table_nibbles", noise(256, 9, 32).astype(np.uint8), 64, None, {"table": (9, 8), "scales": (9, 1)}, bits=4)
 ZEROS = {"table": (9, 16), "scales": (9, 2), "zero": (9, 1), "out": (32, 3)}
 table("table_zero", noise(256, 9, 32).astype(np.uint8), 64, noise(256, 9, 2).astype(np.uint8), ZEROS, bits=4)
+
+
+@case(balanced={"table": (9, 1), "out": (1, 3)})
+def table_dequantised_behind(net: Net) -> None:
+    ids = int_input(net, "ids", np.arange(B * L).reshape(B, L) % 9)
+    rows = net("Gather", net.const(noise(128, 9, 7).astype(np.int8), "table"), ids)
+    finish(net, net("DequantizeLinear", rows, net.const(np.float32(0.02)), net.const(np.int8(3))), 7)
+
+
 FOURS = noise(8, 9, 64).astype(ml_dtypes.int4)
 table("table_int4", FOURS, 64, FOURS[:, :4], {"table": (9, 16), "zero": (9, 1), "out": (16, 3)})
 

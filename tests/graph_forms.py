@@ -43,9 +43,11 @@ def as_nodes(rng: random.Random, model: ModelProto) -> None:
 
 @form
 def as_inputs(rng: random.Random, model: ModelProto) -> None:
-    """Weights that a caller may replace, as all are before IR version 4."""
+    """Weights that a caller may replace; before IR version 4 they are constants all the same."""
+    old = rng.randrange(2) and model.opset_import[0].version < 13 and len(model.opset_import) == 1
+    model.ir_version = 3 if old else model.ir_version
     for tensor in model.graph.initializer:
-        if rng.randrange(8) == 0 and 0 not in tensor.dims:
+        if old or (rng.randrange(8) == 0 and tensor.data_type == TensorProto.FLOAT and 0 not in tensor.dims):
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
 
@@ -128,6 +130,12 @@ def types_of(model: ModelProto) -> dict[str, int]:
     return {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type}
 
 
+def closed(model: ModelProto, shown: list[str], types: dict[str, int]) -> bool:
+    """Whether a run of nodes can be a body; onnxruntime aborts on some bodies that read what was dequantised."""
+    quantised = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    return bool(shown) and types.keys() >= set(shown) and not quantised
+
+
 def body_of(name: str, nodes: list[NodeProto], shown: list[str], types: dict[str, int], suffix: str) -> GraphProto:
     """A subgraph of copies of nodes, whose values get a suffix."""
     made = {n for node in nodes for n in node.output if n}
@@ -148,7 +156,7 @@ def as_branches(rng: random.Random, model: ModelProto) -> None:
     """A run of nodes as both branches of an If, which what an input says decides."""
     start, stop, _, shown = segment(rng, model)
     types = types_of(model)
-    if not shown or not types.keys() >= set(shown):
+    if not closed(model, shown, types):
         return
     nodes = list(model.graph.node)[start:stop]
     given = model.graph.input[0]
@@ -169,7 +177,7 @@ def as_loop(rng: random.Random, model: ModelProto) -> None:
     """A run of nodes as the body of a Loop of one or two turns, of which the first counts."""
     start, stop, _, shown = segment(rng, model)
     types = types_of(model)
-    if not shown or not types.keys() >= set(shown) or model.opset_import[0].version < 13:
+    if not closed(model, shown, types) or model.opset_import[0].version < 13:
         return
     body = body_of("body", list(model.graph.node)[start:stop], shown, types, "_turn")
     body.input.extend([

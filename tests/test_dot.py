@@ -105,6 +105,14 @@ def test_sizes_are_left_out() -> None:
     assert [ops[0] for ops in found] == ["MatMul"] * 6
 
 
+def test_a_sum_of_values_that_others_read_has_its_own_box() -> None:
+    body = """g (float[1,8,4,4] x) => (float[1,8,4,4] y) {
+        a = Conv(x, u) b = Conv(x, v) s = Add(a, b) r = Relu(s)
+        c = Conv(a, w) d = Mul(r, c) e = Mul(d, b) y = Conv(e, z) }"""
+    found = grouped(model(body, **{name: weight(8, 8, 1, 1) for name in "uvwz"}))
+    assert found == [["Conv"], ["Conv"], ["Add", "Relu", "Mul", "Mul"], ["Conv"], ["Conv"]]
+
+
 def test_where_a_shortcut_joins() -> None:
     seen = prunepass.inspect(TINY["residual"]()[0])
     network = boxes(seen.graph, seen.coupling)
@@ -183,10 +191,11 @@ def test_a_barrier_has_a_red_border(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_that_dot_would_misread() -> None:
     graph = model("g (float[1,3,4,4] x) => (float[1,2,4,4] y) { c = Conv(x, w) y = Relu(c) }", w=weight(2, 3, 1, 1))
-    graph.graph.node[0].name, graph.graph.output[0].name = '<a> & "b"', 'y"\\'
-    graph.graph.node[1].output[0] = 'y"\\'
+    graph.graph.initializer[0].name = graph.graph.node[0].input[1] = "<a> & b.w"
+    graph.graph.output[0].name = graph.graph.node[1].output[0] = 'y"\\'
     nodes, _ = drawn(prunepass.inspect(graph))
     assert '"y\\"\\\\"' in nodes
+    assert list(titles(nodes)) == ["&lt;a&gt; &amp; b.w"]
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -17,6 +17,7 @@ from fixtures.tiny import TINY
 from prunepass.cli import inspection, main
 from prunepass.explain import Explanation
 from prunepass.pinned import Holder, PinnedAxis
+from prunepass.record import MEETS_PINNED
 from prunepass.rules import DIMS
 
 OUTPUT = "a graph output"
@@ -119,10 +120,31 @@ def test_a_chain_through_reshape() -> None:
     assert (axis.params, axis.macs) == (HELD, MACS)
 
 
-def test_the_shortest_chain() -> None:
-    rest = "a = Neg(r) b = Abs(a) s = CumSum(b, one) t = CumSum(r, one) d = Add(s, t) y = Conv(d, w2)"
+@pytest.mark.parametrize("order", [("p", "q"), ("q", "p")])
+def test_the_shortest_chain(order: tuple[str, str]) -> None:
+    ways = {"p": "a = Neg(r) b = Abs(a) p = CumSum(b, one) ", "q": "t = Neg(r) q = CumSum(t, one) "}
+    rest = ways[order[0]] + ways[order[1]] + "d = Add(p, q) y = Conv(d, w2)"
     axis = axis_of(explained(images(rest, one=np.array(1))), "w1")
-    assert axis.chain == ("Conv 'c'", "Relu 'r'", "CumSum 't'")
+    assert axis.chain == ("Conv 'c'", "Relu 'r'", "Neg 't'", "CumSum 'q'")
+
+
+def test_a_chain_follows_the_labels() -> None:
+    rest = """m = ReduceMax <axes=[1]> (r) e = Pad(m, pads)
+        a = Neg(r) b = Neg(a) d = Neg(b) s = Add(d, e) y = Conv(s, w2)"""
+    axis = axis_of(explained(images(rest, pads=np.array([0, 0, 0, 0, 0, 15, 0, 0]))), "w1")
+    assert axis.chain == ("Conv 'c'", "Relu 'r'", "Neg 'a'", "Neg 'b'", "Neg 'd'", "Add 's'")
+    assert axis.reason == MEETS
+
+
+def test_what_meets_the_fixed_part_of_a_concat() -> None:
+    body = """g (float[1,3,8,8] x, float[1,6,8,8] past) => (float[1,4,8,8] y) {
+        a = Conv(x, w1) b = Concat <axis=1> (past, a) c = Conv(x, w2) s = Add(b, c) y = Conv(s, w3) }"""
+    sizes = {"w1": weight(10, 3, 1, 1), "w2": weight(16, 3, 1, 1), "w3": weight(4, 16, 1, 1)}
+    found = explained(model(body, **sizes))
+    axis = axis_of(found, "w2")
+    assert (axis.indices, axis.chain) == (6, ("Conv 'c'", "Add 's'"))
+    assert (axis.reason, axis.source) == (MEETS_PINNED, "graph input 'past'")
+    assert (axis.params, axis.macs) == (6 * 3, 64 * 6 * 3)
 
 
 def test_what_a_graph_input_meets() -> None:

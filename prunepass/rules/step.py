@@ -14,7 +14,9 @@ from prunepass.labels import Factor, Factors, Labels, on_axis, spans
 
 Letter = Hashable
 Letters = Sequence[Letter]
-_FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16))
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+_QUANTISED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
+_DATA = frozenset((*_FLOATS, *_QUANTISED))
 
 
 class Refused(Exception):
@@ -141,12 +143,12 @@ class Step:
         )
 
     def factors(self, position: int = 0) -> Factors:
-        """Read an input that is moved as it is; a float constant (or fill) gets labels of its own on every axis."""
+        """Read an input that is moved as it is; a constant of data (or a fill) gets labels of its own on every axis."""
         self.read.add(position)
         return self.state(self.node.inputs[position])
 
     def state(self, name: str) -> Factors:
-        """Return the labels of a value; a float constant (or fill) gets labels of its own on every axis."""
+        """Return the labels of a value; a constant of data (or a fill) gets labels of its own on every axis."""
         world = self.world
         world.stretched.pop(name, None)
         if name not in world.states:
@@ -154,10 +156,10 @@ class Step:
         return world.states[name]
 
     def fresh_factors(self, name: str, axes: Iterable[int] | None = None) -> Factors:
-        """Labels of its own on every axis (or on `axes`) of a float constant or fill."""
+        """Labels of its own on every axis (or on `axes`) of a constant (float or quantised) or a fill."""
         consts = self.world.consts
         kind = consts.elem_type(name) if name in consts else self.world.elem_types.get(name)
-        if kind not in _FLOATS:
+        if kind not in _DATA:
             return ()
         shape = self._shape_of(name)
         chosen = range(len(shape)) if axes is None else axes
