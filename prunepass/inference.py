@@ -42,8 +42,8 @@ def _schema(op: str, version: int) -> onnx.defs.OpSchema | None:
     domain, _, op_type = op.rpartition("::")
     try:
         return onnx.defs.get_schema(op_type, version, domain)
-    except onnx.defs.SchemaError:
-        return None
+    except onnx.defs.SchemaError:  # onnxruntime puts newer operators into older models
+        return onnx.defs.get_schema(op_type, domain=domain) if onnx.defs.has(op_type, domain=domain) else None
 
 
 def known_shape(kind: TypeProto) -> Shape | None:

@@ -94,11 +94,10 @@ class Record:
         recorder = _Recorder(coupling)
         run = Propagation(graph, coupling.shapes, coupling.values, coupling.elem_types, recorder)
         world, rounds = run.equalities()
-        classes, direct = recorder.classes, list(recorder.pins)
+        classes, past = recorder.classes, len(recorder.seen)  # pins of earlier rounds may have come too early
         blocks = list(zip(recorder.owned.owners, recorder.owned))
-        past = len(recorder.seen) + len(direct)
         run.settle(rounds)
-        late = [*recorder.seen, *recorder.pins][past:]
+        pins = [*recorder.seen, *recorder.pins][past:]
         self.classes = np.arange(recorder.count, dtype=classes.dtype)
         self.classes[: classes.size] = classes
         self.barriers = world.barriers
@@ -107,26 +106,15 @@ class Record:
             name: tuple(self.classes[f] for f in own) for name, own in world.states.items() if own
         }
         self.blocks = [(owner, self.classes[factor]) for owner, factor in blocks if len(spans(factor)) > 1]
-        self.held = self._held(direct, late)
+        self.held = self._by_reason(pins)
         self.kinds = self._count_holders()
         self.produced = np.zeros(self.classes.size, bool)
         for producer in self.producers:
             self.produced[self.classes[producer.labels]] = True
         self.produced[PINNED] = False
 
-    def _held(self, direct: Iterable[Pin], late: Iterable[Pin]) -> dict[Hold, np.ndarray]:
-        """Return the classes that each reason holds; pins that follow from other pins count where there is no other."""
-        found = self._by_reason(direct)
-        explained = np.zeros(self.classes.size, bool)
-        for classes in found.values():
-            explained[classes] = True
-        for hold, classes in self._by_reason(late).items():
-            rest = classes[~explained[classes]]
-            if rest.size:
-                found[hold] = np.union1d(found[hold], rest) if hold in found else rest
-        return found
-
     def _by_reason(self, pins: Iterable[Pin]) -> dict[Hold, np.ndarray]:
+        """Return the classes that each reason holds; one that follows from others holds only what they do not."""
         parts: dict[Hold, list[np.ndarray]] = {}
         for pin in pins:
             parts.setdefault(self.hold(pin.owner, pin.reason), []).append(pin.labels)

@@ -147,7 +147,7 @@ class _Report:
         tally = Tally()
         for a, b in zip(expected, found):
             tally.compare(a, b)
-        if tally.faults:
+        if tally.faults or not tally.compared:
             tally = self._explained(pair, tally, compare_nodes(pair, self.trials))
         self.faults += [f"{pair.what}: {fault}" for fault in tally.faults]
         self.tally.add(tally)
@@ -157,6 +157,9 @@ class _Report:
         if finding is None or finding.nodes.faults:
             outputs.faults[:0] = finding.nodes.faults[:3] if finding else []
             return outputs
+        if not outputs.faults:
+            self.notes.append(f"{pair.what}: outputs are empty or not finite, {finding.values} values agree instead")
+            return finding.nodes
         start = f", from {finding.start} on" if finding.start else ", by the optimisations of onnxruntime"
         self.notes.append(
             f"{pair.what}: {outputs.faults[0]}{start}; amplified rounding or a near-tie, as each of {finding.values} "

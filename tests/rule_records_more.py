@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from rule_table import Record, Value, absent, adder, g, k, w, x
 
 RECORDS: list[Record] = []
@@ -120,3 +121,11 @@ add(
 )
 add("RNN", [x(3, 2, 4), w(1, 5, 4), w(1, 5, 5), w(1, 10)], "__I,_HI,_HH,_H->___H,__H", units=hidden, hidden_size=5)
 add("RNN", [x(3, 2, 4), x(1, 5, 4), w(1, 5, 5)], "___,___,___->____", hidden_size=5, barrier="weights are computed")
+add("GridSample", [x(2, 4, 5, 5), k(np.linspace(-1, 1, 36).reshape(2, 3, 3, 2), "float32")], "nc__,n___->nc__", 20)
+add(
+    "RoiAlign",
+    [x(1, 4, 8, 8), k([[0, 0, 4, 4], [1, 1, 6, 6]], "float32"), k([0, 0])],
+    "_c__,__,_->_c__",
+    output_height=2,
+)
+add("MaxRoiPool", [x(1, 4, 8, 8), k([[0, 0, 0, 4, 4]], "float32")], "_c__,__->_c__", pooled_shape=[2, 2])

@@ -138,13 +138,30 @@ def test_signs_stand_where_a_column_ends() -> None:
     assert all(any(sign in arrow for arrow in arrows) for sign in signs)
 
 
-def test_columns_end_where_a_shared_group_ends() -> None:
+def ladder(length: int) -> nx.MultiDiGraph:
+    """Return a network of boxes in a row."""
     network = nx.MultiDiGraph()
-    names = [f"b{i}" for i in range(30)]
-    for a, b in pairwise(names):
+    for a, b in pairwise(f"b{i}" for i in range(length)):
         network.add_edge(a, b, value=a, joins="")
-    column = columns(network, {name: {1} if i < 17 else {2} for i, name in enumerate(names)})
-    assert [name for name in names if column[name] == 0] == names[:17]
+    return network
+
+
+def test_columns_end_where_a_shared_group_ends() -> None:
+    column = columns(ladder(30), {f"b{i}": {1} if i < 17 else {2} for i in range(30)})
+    assert [name for name in column if column[name] == 0] == [f"b{i}" for i in range(17)]
+
+
+def test_what_is_read_late_stands_late() -> None:
+    network = ladder(40)
+    network.add_edge("side", "b35", value="side", joins="")
+    assert columns(network, {})["side"] == columns(network, {})["b35"] == 1
+
+
+def test_a_drawing_that_falls_apart_stays_in_one_column() -> None:
+    network = ladder(60)
+    for i in range(40):
+        network.add_edge(f"b{i}", f"b{i + 20}", value=f"b{i}", joins="")
+    assert set(columns(network, {}).values()) == {0}
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

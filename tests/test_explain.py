@@ -136,15 +136,16 @@ def test_a_chain_follows_the_labels() -> None:
     assert axis.reason == MEETS
 
 
-def test_what_meets_the_fixed_part_of_a_concat() -> None:
-    body = """g (float[1,3,8,8] x, float[1,6,8,8] past) => (float[1,4,8,8] y) {
-        a = Conv(x, w1) b = Concat <axis=1> (past, a) c = Conv(x, w2) s = Add(b, c) y = Conv(s, w3) }"""
+@pytest.mark.parametrize(("operands", "per_index"), [("b, c", 3), ("c, b", 3 + 4)])  # at least what is made
+def test_what_meets_the_fixed_part_of_a_concat(operands: str, per_index: int) -> None:
+    body = f"""g (float[1,3,8,8] x, float[1,6,8,8] past) => (float[1,4,8,8] y) {{
+        a = Conv(x, w1) b = Concat <axis=1> (past, a) c = Conv(x, w2) s = Add({operands}) y = Conv(s, w3) }}"""
     sizes = {"w1": weight(10, 3, 1, 1), "w2": weight(16, 3, 1, 1), "w3": weight(4, 16, 1, 1)}
     found = explained(model(body, **sizes))
     axis = axis_of(found, "w2")
     assert (axis.indices, axis.chain) == (6, ("Conv 'c'", "Add 's'"))
     assert (axis.reason, axis.source) == (MEETS_PINNED, "graph input 'past'")
-    assert (axis.params, axis.macs) == (6 * 3, 64 * 6 * 3)
+    assert (axis.params, axis.macs) == (6 * per_index, 64 * 6 * per_index)
 
 
 def test_what_a_graph_input_meets() -> None:
@@ -185,6 +186,14 @@ def test_part_of_an_axis() -> None:
     assert (axis.length, axis.indices, axis.node) == (16, 6, "s")
     assert (axis.params, axis.macs) == (HELD * 6 // 16, MACS * 6 // 16)
     assert [g.params for g in found.groups] == [READ * 10 // 16]
+
+
+def test_a_weight_that_is_turned_is_named_once() -> None:
+    body = """g (float[1,16] x, float[1,16] z) => (float[1,12] y, float[1,12] v) {
+        y = MatMul(x, w1) t = Transpose(w1) v = Gemm <transB=1> (z, t) }"""
+    found = explained(model(body, w1=weight(16, 12)))
+    assert [(a.tensor, a.axis) for a in found.axes] == [("w1", 1)]
+    assert holder_of(found, "").params == 192
 
 
 def test_short_axes_are_counted_but_not_listed() -> None:

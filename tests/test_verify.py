@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from textmodels import model, weight
 from fixtures import load_graph
 from fixtures.tiny import TINY
 from prunepass import load, verify
+from prunepass.cli import main
 from prunepass.compare import Tally
 from prunepass.errors import ModelError, VerifyError
 from prunepass.manager import Context, Facts, Pipeline
@@ -284,10 +287,22 @@ def test_other_values(kind: str) -> None:
     assert certificate(facts).status == "failed"
 
 
-def test_nothing_to_compare_is_no_certificate() -> None:
-    found = certificate(
-        cut(layers("float[n, 4] y", "a = Abs(z)  m = Neg(a)  o = Sub(m, one)  y = Log(o)", one=np.float32(1)))
-    )
+def never_finite() -> Facts:
+    return cut(layers("float[n, 4] y", "a = Abs(z)  m = Neg(a)  o = Sub(m, one)  y = Log(o)", one=np.float32(1)))
+
+
+def test_outputs_that_are_never_finite_are_checked_by_what_feeds_them() -> None:
+    found = certificate(never_finite())
+    assert found.status == "passed"
+    assert "outputs are empty or not finite, 6 values agree instead" in found.notes[0]
+    wrong = never_finite()
+    permute_kept_indices(wrong)
+    assert certificate(wrong).status == "failed"
+
+
+def test_nothing_to_compare_is_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "compare_nodes", lambda pair, trials: None)
+    found = certificate(never_finite())
     assert found.status == "failed"
     assert "no output is finite" in found.details[0]
 
@@ -370,6 +385,12 @@ def test_comparison(expected: object, found: object, message: str) -> None:
     tally = Tally()
     assert tally.agree("y", expected, found) == (message == "")
     assert [message in fault for fault in tally.faults] == [True] * bool(message)
+
+
+def test_notes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(layers("float[n, 4] y", "a = Abs(z)  m = Neg(a)  y = Relu(m)"), tmp_path / "dead.onnx")
+    assert main([str(tmp_path / "dead.onnx"), "--align", "1"]) == 0
+    assert "all outputs are zero on the inputs tried" in " ".join(capsys.readouterr().out.split())
 
 
 def test_certificates_are_reproducible() -> None:

@@ -51,6 +51,8 @@ def show_report(console: Console, report: dict[str, Any], output: str, detail: b
         rows.add_row(title, count(before), count(after), _share(after, before))
     console.print(rows)
     line(console, "certificate", certificate_text(report["certificate"]))
+    for note in report["certificate"].get("notes", ()):
+        line(console, "note", note)
     line(console, "barriers", _barriers_text(report["barriers"]))
     line(console, "time", time_text(report["timing"]))
     if detail:

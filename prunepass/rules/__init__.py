@@ -1,6 +1,17 @@
 """What each operator means, one table per question; plug-ins add rows through the entry points `prunepass.rules`."""
 
-from prunepass.rules import attention, control, convolution, experts, fused, indexing, layout, quantised, recurrent
+from prunepass.rules import (
+    attention,
+    control,
+    convolution,
+    experts,
+    fused,
+    indexing,
+    layout,
+    quantised,
+    recurrent,
+    sampling,
+)
 from prunepass.rules.dims import DIMS, rule
 
 __all__ = [
@@ -15,4 +26,5 @@ __all__ = [
     "quantised",
     "recurrent",
     "rule",
+    "sampling",
 ]

@@ -92,13 +92,24 @@ class Resizing:
         """Set some entries of an integer operand to new sizes; entries computed at run time too."""
         self._patch(position, attribute, {i: (0, 1, size) for i, size in entries.items()})
 
-    def scale(self, position: int, attribute: str, entries: Mapping[int, tuple[int, int]]) -> None:
+    def scale(
+        self, position: int, attribute: str, entries: Mapping[int, tuple[int, int]], unknown: bool = False
+    ) -> None:
         """Scale some entries of an integer operand from an old size to a new one.
 
         A constant entry becomes the new size. One that is computed at run time is multiplied and divided, which is
-        right also where it is the old size times a dynamic one.
+        right also where it is the old size times a dynamic one. With `unknown`, an entry may turn out to be -1, and
+        stays so.
         """
+        before = self.node.inputs[position] if entries and unknown else ""
         self._patch(position, attribute, {i: (new, old, 0) for i, (old, new) in entries.items()})
+        if before and before not in self.graph.consts and self.graph.opset >= 12:  # Min of integers
+            self.node.inputs[position] = self._made("Min", [before, self.node.inputs[position]], before)
+
+    def _made(self, op: str, inputs: Sequence[str], hint: str) -> str:
+        out = self.graph.fresh_name(f"{hint}_resized")
+        self.before.append(Node.make(op, inputs, [out], name=out))
+        return out
 
     def _patch(self, position: int, attribute: str, entries: Mapping[int, tuple[int, int, int]]) -> None:
         if not entries:

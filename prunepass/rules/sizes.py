@@ -39,7 +39,7 @@ def reshape(r: Resizing) -> None:
                 explicit[axis] = after[axis]
         elif axis in axes:
             entries[axis] = axes[axis]
-    r.scale(1, "shape", entries)
+    r.scale(1, "shape", entries, unknown=target is None)
     r.replace(1, "shape", explicit)
 
 
