@@ -80,23 +80,22 @@ def channels_per_unit(coupling: Coupling, group: Group) -> tuple[int, ...]:
 def protected_units(coupling: Coupling, scores: np.ndarray) -> np.ndarray:
     """Mark one unit, the best, of every axis that could otherwise lose all its indices while its group lives on."""
     group_of = np.zeros(coupling.n_units, np.int64)
-    row_size: dict[int, int] = {}
+    units_of = [np.zeros(1, np.int64)]  # 0: the pinned unit, which is never present below
     for number, group in enumerate(coupling.groups, 1):
         group_of[group.units] = number
-        row_size[number] = group.units.size
-    marked = np.zeros(coupling.n_units, bool)
-    seen: set[int] = set()
-    for factors in coupling.factors.values():
-        for factor in factors:
-            if id(factor) in seen or len(spans(factor)) != 1:
-                continue
-            seen.add(id(factor))
-            units = np.unique(factor)
-            if units[0] == 0:
-                continue
-            numbers, counts = np.unique(group_of[units], return_counts=True)
-            if not any(count == row_size.get(int(n), -1) for n, count in zip(numbers, counts)):
-                marked[units[int(np.argmax(scores[units]))]] = True
+        units_of.append(group.units.reshape(-1))
+    marked, present = np.zeros((2, coupling.n_units), bool)
+    factors = {id(factor): factor for own in coupling.factors.values() for factor in own if len(spans(factor)) == 1}
+    for factor in factors.values():
+        labels = factor.reshape(-1)
+        if not labels.all():
+            continue
+        present[labels] = True
+        whole = present[units_of[group_of[labels[0]]]].all()
+        if not whole and not any(present[units_of[g]].all() for g in np.unique(group_of[labels])):
+            own = np.flatnonzero(present)
+            marked[own[np.argmax(scores[own])]] = True
+        present[labels] = False
     return marked
 
 

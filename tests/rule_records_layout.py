@@ -76,6 +76,11 @@ def shuffle(net: Net, a: str) -> list[str]:
     return [net("Reshape", y, net.const([0, -1]))]
 
 
+def joins_copies(net: Net, b: str, k: str, c: str, a: str) -> list[str]:
+    copies = net("Expand", b, k)
+    return [net("Concat", copies, c, axis=1), net("Mul", a, copies)]
+
+
 def meets_fixed(op: str, first: bool) -> Callable[..., list[str]]:
     """Copies of one index meet an axis that may shrink, before or after one that cannot."""
 
@@ -244,6 +249,13 @@ for op, sizes in (("Expand", [2, 5, 4]), ("Tile", [1, 1, 4])):  # copies of one 
     add(op, [*more, g(2, 5, 4)], "___,___,_,___->___,___", build=meets_fixed(op, first=True))
     add(op, [*more, g(2, 5, 4)], "___,___,_,___->___,___", build=meets_fixed(op, first=False))
     add(op, more, "__c,___,_->__c", build=lambda net, a, b, k, op=op: [net("Mul", a, net(op, b, k))])
+add(
+    "Expand",
+    [g(2, 5, 1), k([2, 5, 4]), w(4)],
+    "___,_,_->___",
+    build=lambda net, b, k, w: [net("Mul", net("Expand", b, k), w)],
+)
+add("Expand Concat", [g(2, 5, 1), k([2, 5, 4]), g(2, 3, 4), x(2, 5, 4)], "___,_,___,___->___,___", build=joins_copies)
 add("Expand", [x(2, (3, 4)), g(2, 3, 1), k([2, 3, 4])], "__c,___,_->__c", units=12, build=divide_by_copies)
 add("Pad", [x(2, 4, 3, 3)], "nchw->nc**", 9, pads=[0, 0, 1, 1, 0, 0, 2, 0])
 add("Pad", [x(2, 4, 3, 3), k([0, 0, 1, 1, 0, 0, 2, 0])], "nchw,_->nc**", units=12)

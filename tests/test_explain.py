@@ -169,13 +169,15 @@ def test_what_meets_an_axis_that_is_held_elsewhere() -> None:
 
 def test_blocks_that_do_not_fit() -> None:
     body = """g (float[1,3,8,8] x) => (float[1,4,8,8] y, float[1,6,8,8] a) {
-        a = Conv(x, w1) b = Conv(x, w2) c = Concat <axis=1> (a, b)
-        n = GroupNormalization <num_groups=4> (c, s, t) y = Conv(n, w3) }"""
+        a = Conv(x, w1) b = Conv(x, w2) f = GroupNormalization <num_groups=2> (b, u, v)
+        c = Concat <axis=1> (a, f) n = GroupNormalization <num_groups=4> (c, s, t) y = Conv(n, w3) }"""
     sizes = {"w1": weight(6, 3, 1, 1), "w2": weight(10, 3, 1, 1), "w3": weight(4, 16, 1, 1)}
-    found = explained(model(body, opset=21, s=weight(16), t=weight(16), **sizes))
+    vectors = {"s": weight(16), "t": weight(16), "u": weight(10), "v": weight(10)}
+    found = explained(model(body, opset=21, **vectors, **sizes))
     axis = axis_of(found, "w2")
-    assert (axis.chain, axis.reason) == (("Conv 'b'", "Concat 'c'", "GroupNormalization 'n'"), BLOCKS)
-    assert axis.params == 30 + 10 + 10 + 40
+    first = "GroupNormalization 'f'"
+    assert (axis.chain, axis.reason) == (("Conv 'b'", first, "Concat 'c'", "GroupNormalization 'n'"), BLOCKS)
+    assert axis.params == 30 + 20 + 20 + 40
     assert holder_of(found, "GroupNormalization").gain_params == axis.params
 
 

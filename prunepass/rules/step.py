@@ -139,7 +139,7 @@ class Step:
             adoptable=soft and not known,
             derived=soft or name in world.derived,
             tracked=frozenset(a for f in factors for a in spans(f)),
-            stretched=world.stretched.get(name, frozenset()),
+            stretched=world.stretched.pop(name, frozenset()),  # whoever reads it first decides
         )
 
     def factors(self, position: int = 0) -> Factors:
@@ -329,7 +329,7 @@ class _Equation:
             elif operand.adoptable:  # the same constant twice in one equation
                 again = [self._lift(f, letters) for f in self.step.world.states[operand.name]]
                 merged = self.labels.merge([*merged, *(f for f in again if f is not None)], self.why)
-            elif operand.name in self.step.world.stretched:
+            elif operand.stretched:
                 merged = self._follow(merged, operand, letters)
         return merged
 
@@ -339,7 +339,6 @@ class _Equation:
     def _follow(self, merged: list[Factor], operand: Operand, letters: Letters) -> list[Factor]:
         """Let axes that were expanded from one index take the labels that they meet; without any they stay."""
         name, states = operand.name, self.step.world.states
-        del self.step.world.stretched[name]
         places, present = self._stretched(operand, letters) - self.held, self._present(operand, letters)
         left: list[Factor] = []
         own: list[Factor] = []
@@ -352,6 +351,7 @@ class _Equation:
                 left.append(reduced)
                 if met and set(spans(reduced)) <= present:
                     own.append(self._lower(reduced, letters))
+        self.held |= places - {axis for f in left for axis in spans(f)}
         taken = {axis for f in own for axis in spans(f)}
         states[name] = (*(f for f in states.get(name, ()) if not taken & set(spans(f))), *own)
         return left
