@@ -6,6 +6,7 @@ python benchmarks/compare.py ../shared/zoo --peer-python PATH/bin/python
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import fnmatch
 import json
@@ -93,10 +94,8 @@ def ended(outcome: Outcome) -> str:
     """Say how a process ended that did not end well, "" for one that did."""
     if outcome.ended == "done":
         return ""
-    said = (
-        outcome.detail.strip().splitlines()[-1] if outcome.detail else f"killed after {outcome.cpu_s:.0f} CPU seconds"
-    )
-    return f"{outcome.ended}: {said}"
+    lines = outcome.detail.strip().splitlines() or [f"killed after {outcome.cpu_s:.0f} CPU seconds"]
+    return f"{outcome.ended}: {lines[-1]}"
 
 
 def run(rows: Sequence[Architecture], args: argparse.Namespace) -> Iterator[Cell]:
@@ -136,15 +135,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [r for r in ARCHITECTURES if any(fnmatch.fnmatch(n, g) for g in globs for n in (r.network, r.family))]
     args.peer_python = shutil.which(args.peer_python) or args.peer_python
     import_prunepass()
-    cells = []
-    for cell in run(rows, args):
-        cells.append(cell)
-        print(f"{cell.network}, {cell.tool}: {cell.reason or 'done'}"[:118], file=sys.stderr, flush=True)
-    if args.csv:
-        with args.csv.open("w", newline="") as out:
-            writer = csv.DictWriter(out, [f.name for f in fields(Cell)], lineterminator="\n")
+    cells: list[Cell] = []
+    with contextlib.ExitStack() as files, contextlib.suppress(KeyboardInterrupt):
+        out = files.enter_context(args.csv.open("w", newline="")) if args.csv else None
+        writer = csv.DictWriter(out, [f.name for f in fields(Cell)], lineterminator="\n") if out else None
+        if writer:
             writer.writeheader()
-            writer.writerows(asdict(cell) for cell in cells)
+        for cell in run(rows, args):
+            cells.append(cell)
+            print(f"{cell.network}, {cell.tool}: {cell.reason or 'done'}"[:118], file=sys.stderr, flush=True)
+            if writer and out:
+                writer.writerow(asdict(cell))
+                out.flush()
     print_results(cells)
     return int(any(cell.tool == OURS and not (cell.valid and cell.checked) for cell in cells))
 

@@ -79,6 +79,8 @@ def check(grown: Grown, options: Options, stats: Stats) -> None:
         source = runtime.session(grown.model, optimise="basic", threads=1)
         expected = [source.run(feeds) for feeds in (grown.feeds, grown.larger)]
     except PruneError:  # onnxruntime breaks it by an optimisation: there is nothing to compare with
+        expected = []
+    if not any(np.isfinite(y).any() for values in expected for y in values.values()):
         stats.not_run += 1
         return
     stats.examples += 1
@@ -96,8 +98,8 @@ def check(grown: Grown, options: Options, stats: Stats) -> None:
     for feeds, values in zip((grown.feeds, grown.larger), expected):
         found = pruned.run(feeds)
         assert {name: y.shape for name, y in found.items()} == {name: y.shape for name, y in values.items()}
-    whole = {name: facts.source.consts.shape(name) for name in facts.source.consts}
-    for name in result.graph.consts:
+    whole = {name: cut.before.consts.shape(name) for cut in facts.cuts[:1] for name in cut.before.consts}
+    for name in whole.keys() & result.graph.consts.keys():
         assert 0 not in result.graph.consts.shape(name) or 0 in whole[name], name
     certify(facts.source, facts.cuts, facts.graph, replace(job.context, data=grown.larger)).raise_if_failed()
     if facts.cuts:
