@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunepass.coupling import OUTPUT
 from prunepass.graph import Node
 from prunepass.labels import spans
+from prunepass.propagation import OUTPUT
 from prunepass.record import MEETS_PINNED, Hold, Record
 
 _UNNAMED = (MEETS_PINNED, "meets an axis that cannot shrink")

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from prunepass.graph import Graph, Node
+from prunepass.blocks import block_rows, components, distinct
+from prunepass.graph import Graph
 from prunepass.labels import PINNED, Factor, Factors, Labels, Pin, Policy, spans
-from prunepass.rules import DIMS
-from prunepass.rules.control import ENTER
-from prunepass.rules.step import Producer, Refused, Step, World
-
-log = logging.getLogger(__name__)
-OUTPUT = -2
-"""Owner of the pins that graph outputs ask for."""
-_MAX_ROUNDS = 12
+from prunepass.propagation import Propagation
+from prunepass.rules.step import Producer, World
 
 
 @dataclass(frozen=True)
@@ -106,89 +98,6 @@ def analyse(
     return _Reader(graph, world, propagation.labels, pins).read(rounds)
 
 
-class Propagation:
-    """Repeat the interpretation of the whole graph until labels are stable."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        shapes: Mapping[str, tuple[int, ...]],
-        values: Mapping[str, np.ndarray],
-        elem_types: Mapping[str, int],
-        labels: Labels,
-    ) -> None:
-        self.graph, self.shapes, self.values, self.elem_types = graph, shapes, values, elem_types
-        self.labels = labels
-        self.place = {id(node): place for place, node in enumerate(graph.walk())}
-
-    def run(self) -> tuple[World, list[tuple[Pin, World]], int]:
-        """Equalities first, until stable; then with pins."""
-        world, rounds = self.equalities()
-        pins = [(pin, world) for pin in self.labels.pins]
-        world, rounds = self.settle(rounds)
-        return world, pins, rounds
-
-    def equalities(self) -> tuple[World, int]:
-        """Merge what is equal until nothing changes; the pins that were asked for wait in `labels.pins`."""
-        rounds = 0
-        changed = True
-        while changed and rounds < _MAX_ROUNDS:
-            world = self.round()
-            rounds += 1
-            changed = self.labels.solve(with_pins=False)
-            if changed and not self.labels.joint_seen:
-                break  # without joint factors no rule looks at the labels: one round finds every equality
-        return world, rounds
-
-    def settle(self, rounds: int) -> tuple[World, int]:
-        """Apply the pins until nothing changes."""
-        stable = False
-        self.labels.solve(with_pins=True)
-        while not stable and rounds < 2 * _MAX_ROUNDS:
-            world = self.round()
-            rounds += 1
-            stable = not self.labels.solve(with_pins=True)
-        return world, rounds
-
-    def round(self) -> World:
-        """Interpret every node once."""
-        graph = self.graph
-        self.labels.begin_round()
-        world = World(self.labels, graph.consts, self.shapes, self.values, self.elem_types, graph.opset)
-        world.states.update((name, ()) for name in graph.input_names)
-        self._visit(world, graph.nodes)
-        self.labels.owner = OUTPUT
-        for name in graph.output_names:
-            self.labels.pin_all(world.states.get(name, ()), "a graph output")
-        return world
-
-    def _visit(self, world: World, nodes: Iterable[Node]) -> None:
-        """Interpret nodes in turn; the bodies of a node belong to it."""
-        for node in nodes:
-            step = Step(world, node)
-            if node.bodies:
-                self.labels.owner = self.place[id(node)]
-                ENTER[node.op](step)
-                for body in node.bodies:
-                    self._visit(world, body.nodes)
-            self.labels.owner = self.place[id(node)]
-            self._interpret(step, node)
-
-    def _interpret(self, step: Step, node: Node) -> None:
-        row = DIMS.get(node.op)
-        try:
-            if row is None:
-                raise Refused(f"no rule for operator {node.op}")
-            row(step)
-        except Refused as refusal:
-            step.refuse(str(refusal))
-        step.finish()
-        world = step.world
-        ins = [name for name in node.inputs if name]
-        if ins and not node.bodies and all(name in world.consts or name in world.derived for name in ins):
-            world.derived.update(node.outputs)
-
-
 class _Reader:
     """Turn stable labels into units, groups and barriers."""
 
@@ -200,8 +109,8 @@ class _Reader:
     def read(self, rounds: int) -> Coupling:
         produced = self._produced()
         joints = self._joints()
-        member = _components(joints, self._axes_of(produced), self.labels.count, self.classes)
-        usable, rows = _blocks(joints, produced, member, self.labels.count)
+        member = components(joints, self._axes_of(produced), self.labels.count, self.classes)
+        usable, rows = block_rows(joints, produced, member, self.labels.count)
         unit_of = np.zeros(self.labels.count, np.int32)
         live = np.flatnonzero(usable)
         unit_of[live] = np.arange(1, live.size + 1)
@@ -286,7 +195,7 @@ class _Reader:
     ) -> tuple[Group, ...]:
         axes: dict[int, dict[tuple[str, int], None]] = {}
         for producer in self.world.producers:
-            for gid in _distinct(member[self.classes[producer.labels]]):
+            for gid in distinct(member[self.classes[producer.labels]]):
                 axes.setdefault(gid, {})[(producer.tensor, producer.axis)] = None
         order = np.argsort(member[live], kind="stable")
         gids, starts = np.unique(member[live][order], return_index=True)
@@ -312,7 +221,7 @@ class _Reader:
         text: dict[int, list[str]] = {}
         for name in self.graph.consts:
             for factor in factors.get(name, ()):
-                for gid in _distinct(group_of[factor]):
+                for gid in distinct(group_of[factor]):
                     text.setdefault(gid, []).append(f"{self.graph.consts.shape(name)}{spans(factor)}")
         return {gid: ";".join(sorted(parts)) for gid, parts in text.items()}
 
@@ -364,113 +273,6 @@ class _Reader:
         return tuple(rows), pinned
 
 
-def _components(
-    joints: Sequence[np.ndarray], axes: Sequence[np.ndarray], count: int, classes: np.ndarray
-) -> np.ndarray:
-    """Number the groups: labels of one producing axis, where blocks bind them, labels of one block structure."""
-    bound = np.zeros(count, bool)
-    for table in joints:
-        bound[table] = True
-    left, right = [], []
-
-    def link(labels: np.ndarray) -> None:
-        labels = labels[labels != PINNED]
-        if labels.size > 1:
-            left.append(np.full(labels.size - 1, labels[0]))
-            right.append(labels[1:])
-
-    for table in joints:
-        link(np.unique(table))
-    for labels in axes:
-        link(labels[~bound[labels]])
-    if not left:
-        return np.arange(count)
-    a, b = np.concatenate(left), np.concatenate(right)
-    matrix = coo_matrix((np.ones(a.size, bool), (a, b)), shape=(count, count))
-    _, member = connected_components(matrix, directed=False)
-    return np.asarray(member, np.int64)
-
-
-def _blocks(
-    joints: Sequence[np.ndarray], produced: np.ndarray, member: np.ndarray, count: int
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Split the units of each block-structured group into rows that must lose alike; drop groups that cannot.
-
-    Two labels are in the same row when they occur in the same blocks of all joint factors. Rows of one size make a
-    group (`member` gets a new number for each further size). Where all blocks of a factor are made of the same number
-    of its rows, taking one unit from each row keeps the factor rectangular.
-    """
-    usable = produced.copy()
-    signature = np.zeros(count, np.int64)
-    touched = np.zeros(count, bool)
-    for number, table in enumerate(joints):
-        live = usable[table]
-        row = np.broadcast_to(_mix(np.arange(1, len(table) + 1) + (number << 32))[:, None], table.shape)
-        ids, place = np.unique(table[live], return_inverse=True)
-        code = np.zeros(ids.size, np.int64)
-        np.add.at(code, place, row[live])
-        touched[ids] = True
-        signature[ids] = _mix(signature[ids] * 31 + code)
-    rows: dict[int, np.ndarray] = {}
-    related: dict[int, list[np.ndarray]] = {}
-    for table in joints:  # all labels of a block structure are in one group
-        related.setdefault(int(member[table.max()]), []).append(table)
-    labels = np.flatnonzero(touched & usable)
-    gids = member[labels]
-    for gid in np.unique(gids):
-        own = labels[gids == gid]
-        own = own[np.argsort(signature[own], kind="stable")]
-        tables = related.get(int(gid), [])
-        found = next((g for g in _row_sets(own, signature) if _all_rectangular(g, tables, count)), None)
-        if found is None:
-            usable[own] = False
-        for number, units in enumerate(found or ()):
-            group = int(gid) if number == 0 else int(member.max()) + 1
-            member[units] = group
-            rows[group] = units
-    return usable, rows
-
-
-def _row_sets(own: np.ndarray, signature: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """Ways to arrange the units of one group: a group for each size of rows, or all rows cut into equal pieces."""
-    _, row, sizes = np.unique(signature[own], return_inverse=True, return_counts=True)
-    distinct = np.unique(sizes)
-    yield [own[sizes[row] == size].reshape(-1, size) for size in distinct]
-    if distinct.size > 1 and not (distinct % distinct[0]).any():
-        yield [own.reshape(-1, distinct[0])]
-
-
-def _all_rectangular(groups: Sequence[np.ndarray], joints: Sequence[np.ndarray], count: int) -> bool:
-    """Say whether each group occurs equally often in all blocks of every joint factor."""
-    number = np.full(count, -1)
-    for i, units in enumerate(groups):
-        number[units] = i
-    for table in joints:
-        group = number[table]
-        for i in _distinct(group):
-            in_block = (group == i).sum(axis=1)
-            if in_block.min() != in_block.max():
-                return False
-    return True
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """Hash integers so that sums of them tell sets of rows apart."""
-    mixed = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29)
-    mixed = mixed * np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(32)
-    return np.asarray(mixed.astype(np.int64))
-
-
-def _distinct(ids: np.ndarray) -> list[int]:
-    """Group numbers that occur, ascending; mostly there is one. -1 stands for none."""
-    low, high = int(ids.min()), int(ids.max())
-    if low == high:
-        return [] if low < 0 else [low]
-    return [int(x) for x in np.unique(ids) if x >= 0]
-
-
 def _tied(graph: Graph) -> tuple[str, ...]:
     """Weight matrices that several nodes use."""
     users: dict[str, int] = {}
@@ -487,4 +289,4 @@ def flat_units(groups: Iterable[Group]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-__all__ = ["Barrier", "Coupling", "Group", "Producer", "Propagation", "analyse", "flat_units"]
+__all__ = ["Barrier", "Coupling", "Group", "Producer", "analyse", "flat_units"]

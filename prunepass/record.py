@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunepass.coupling import Coupling, Propagation
+from prunepass.coupling import Coupling
 from prunepass.graph import Graph
 from prunepass.labels import PINNED, Factor, Factors, Labels, Pin, spans
+from prunepass.propagation import Propagation
 from prunepass.rules.step import Producer
 
 MEETS_PINNED = "goes together with an index that stays"

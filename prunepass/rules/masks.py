@@ -9,10 +9,12 @@ attribute changes.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from prunepass.graph import Graph, Node
 from prunepass.labels import Factors, spans
@@ -24,7 +26,7 @@ _INFINITY = {"float16": 65504.0, "float64": 1.0e300}
 
 @dataclass
 class Masking:
-    """One node of the ephemeral graph under construction."""
+    """One node of the ephemeral graph under construction; `given` are its inputs before any was masked."""
 
     graph: Graph
     node: Node
@@ -36,13 +38,17 @@ class Masking:
     before: list[Node] = field(default_factory=list)
     after: list[Node] = field(default_factory=list)
     replaced: bool = False
+    given: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.given = tuple(self.node.inputs)
 
     # ---- what is removed -----------------------------------------------------------------------------------------
     def mask(self, position: int, axes: Iterable[int]) -> np.ndarray | None:
         """Which elements of an input stay, by the factors that span one of `axes`; None where all of them do."""
         chosen = set(axes)
         found: np.ndarray | None = None
-        for factor in self.factors.get(self.node.inputs[position], ()):
+        for factor in self.factors.get(self.given[position], ()):
             if chosen & set(spans(factor)) and self.removed[factor].any():
                 kept = ~self.removed[factor]
                 found = kept if found is None else found & kept
@@ -50,11 +56,11 @@ class Masking:
 
     def rank(self, position: int = 0) -> int:
         """Number of axes of an input."""
-        return len(self.shapes[self.node.inputs[position]])
+        return len(self.shapes[self.given[position]])
 
     def dtype(self, position: int = 0) -> np.dtype:
         """Element type of an input."""
-        return self.dtypes[self.node.inputs[position]]
+        return self.dtypes[self.given[position]]
 
     # ---- building ------------------------------------------------------------------------------------------------
     def constant(self, value: np.ndarray, hint: str = "mask") -> str:
@@ -106,7 +112,7 @@ class Masking:
 
     def standardise(self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, centre: bool = True) -> str:
         """Subtract the mean and divide by the standard deviation of what is kept along `axes`."""
-        shape = self.shapes[self.node.inputs[0]] if mask.ndim == self.rank() else mask.shape
+        shape = self.shapes[self.given[0]] if mask.ndim == self.rank() else mask.shape
         return self.standardise_shape(name, mask, axes, epsilon, shape, centre)
 
     def standardise_shape(
@@ -118,7 +124,13 @@ class Masking:
         shape: Sequence[int],
         centre: bool = True,
     ) -> str:
-        """Standardise a value whose shape is given."""
+        """Standardise a value whose shape is given; as onnxruntime does, in float32 where the type is smaller."""
+        kind = self.dtype()
+        if kind.itemsize < 4:
+            wide = replace(self, dtypes=defaultdict(lambda: np.dtype(np.float32)))
+            name = self.add("Cast", [name], to=TensorProto.FLOAT)
+            name = wide.standardise_shape(name, mask, axes, epsilon, shape, centre)
+            return self.add("Cast", [name], to=helper.np_dtype_to_tensor_dtype(kind))
         count = self.number(math.prod(shape[a] for a in axes) * kept_share(mask, axes))
         x = self.where(name, mask, 0.0)
         if centre:

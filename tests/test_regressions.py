@@ -1,0 +1,133 @@
+"""What random graphs and damaged files once broke, written down by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import pytest
+from textmodels import model, weight
+
+import prunepass
+from prunepass import runtime
+from prunepass.api import Job
+from prunepass.ephemeral import mask_graph
+from prunepass.errors import ModelError, UnsupportedError
+from prunepass.manager import Pipeline
+from prunepass.stepwise import Pair, compare_nodes
+
+
+# ---- graphs that must be pruned --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Row:
+    """One graph, how to prune it, and the values that must shrink."""
+
+    body: str
+    weights: dict[str, np.ndarray]
+    select: str = "ratio=0.5 align=1"
+    opset: int = 17
+    shrinks: tuple[str, ...] = ()
+    domains: dict[str, int] = field(default_factory=dict)
+
+
+def half(*shape: int, scale: float = 1.0) -> np.ndarray:
+    return (weight(*shape) * scale).astype(np.float16)
+
+
+ROWS = {
+    "whole groups of a convolution whose input is fixed stay": Row(
+        "g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { h = Conv<group = 3>(x, w)  y = Conv(h, v) }",
+        {"w": weight(6, 1, 1, 1), "v": weight(2, 6, 1, 1)},
+        "ratio=0.5 align=1 policy=whole",
+    ),
+    "groups of a convolution whose input is fixed are thinned": Row(
+        "g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { h = Conv<group = 3>(x, w)  y = Conv(h, v) }",
+        {"w": weight(6, 1, 1, 1), "v": weight(2, 6, 1, 1)},
+        shrinks=("w",),
+    ),
+    "a mean over masked float16 is scaled in float16": Row(
+        "g (float16[n, 8] x) => (float16[n, 1] y) { h = MatMul(x, w)  y = ReduceMean<axes = [1]>(h) }",
+        {"w": half(8, 6)},
+        shrinks=("w",),
+    ),
+    "a norm over masked float16 does not overflow": Row(
+        "g (float16[n, 64] x) => (float16[n, 8] y) { h = MatMul(x, w)  r = LayerNormalization(h, s)  y = MatMul(r, v) }",
+        {"w": half(64, 64, scale=300), "s": half(64), "v": half(64, 8, scale=0.1)},
+        shrinks=("w", "v"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_pruned(name: str) -> None:
+    row = ROWS[name]
+    source = model(row.body, row.opset, **row.weights)
+    pipeline = f"canonicalize,select{{{row.select}}},slice-channels,clean"
+    result = prunepass.prune(source, pipeline=pipeline)
+    assert result.report["certificate"]["status"] == "passed"
+    shrunk = {n for n, w in row.weights.items() if result.graph.consts.shape(n) != w.shape}
+    assert shrunk == set(row.shrinks)
+
+
+# ---- models that cannot run are refused as that, whatever breaks on them ---------------------------------------------
+REFUSED = {
+    "a bias of another length": (
+        "g (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y) { h = Conv(x, w, b)  y = Conv(h, v) }",
+        {"w": weight(6, 3, 1, 1), "b": weight(1, 2, 2), "v": weight(2, 6, 1, 1)},
+    ),
+    "a permutation of another rank": (
+        "g (float[1, 8] x) => (y) { h = MatMul(x, w)  r = Reshape(h, k)  t = Transpose<perm = [0, 2, 1, 3]>(r) y = Abs(t) }",
+        {"w": weight(8, 12), "k": np.array([1, 2, 3, 2, 1])},
+    ),
+    "an index beyond the end": (
+        "g (float[1, 8] x) => (y) { h = MatMul(x, w)  r = Gather<axis = 1>(h, k)  y = MatMul(r, v) }",
+        {"w": weight(8, 12), "k": np.array([3, 12]), "v": weight(2, 3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    body, weights = REFUSED[name]
+    source = model(body.replace("(y)", "(float[a, b] y)"), **weights)
+    with pytest.raises(ModelError, match="onnxruntime"):
+        prunepass.prune(source, 0.5)
+    with pytest.raises(ModelError, match="onnxruntime"):
+        prunepass.inspect(source)
+
+
+def test_a_message_is_one_line_whatever_the_names_hold() -> None:
+    source = model("g (float[n, 3] x) => (float[n, 3] y) { y = Abs(x) }")
+    source.graph.node[0].op_type = "two\nlines"
+    with pytest.raises(UnsupportedError, match="two lines"):
+        prunepass.prune(source, 0.5)
+
+
+# ---- the comparison node by node -------------------------------------------------------------------------------------
+def test_nodes_are_compared_where_the_batch_is_merged_into_a_pruned_axis() -> None:
+    text = """g (float[batch, 4] x) => (float[a, 3] y) {
+        h = MatMul(x, w)  r = Reshape(h, rows)  s = Relu(r)  m = MatMul(s, u)  t = Reshape(m, columns)  y = MatMul(t, v)
+    }"""
+    rows, columns = np.array([-1, 2]), np.array([-1, 12])
+    source = model(text, w=weight(4, 12), rows=rows, u=weight(2, 2), columns=columns, v=weight(12, 3))
+    job = Job.open(source, (), None, None, 0, None)
+    Pipeline.parse("canonicalize,select{ratio=0.5 align=1},slice-channels").run_on(job.facts)
+    (cut,) = job.facts.cuts
+    coupling, removed = cut.plan.coupling, cut.plan.removed
+    assert coupling is not None and removed is not None and removed.any()
+    known = (coupling.shapes, coupling.elem_types, coupling.factors, removed, coupling.values)
+    pair = Pair("pair", mask_graph(cut.before, *known), job.facts.graph, coupling.shapes, coupling.factors, removed)
+    feeds = [{"x": weight(samples, 4)} for samples in (1, 2)]
+    outputs = [[runtime.session(graph).run(f)["y"] for f in feeds] for graph in (pair.first, pair.second)]
+    for a, b in zip(*outputs):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    finding = compare_nodes(pair, feeds)
+    assert finding is not None
+    assert finding.nodes.faults == []
+    assert finding.values >= 3
+
+
+def test_models_are_valid() -> None:
+    for row in ROWS.values():
+        onnx.checker.check_model(model(row.body, row.opset, **row.weights))
