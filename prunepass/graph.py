@@ -117,9 +117,9 @@ class Graph:
         self._taken.add(name)
         return name
 
-    def add_input(self, name: str, elem_type: int) -> None:
-        """Add a graph input of any shape."""
-        info = helper.make_tensor_value_info(name, elem_type, None)
+    def add_input(self, name: str, elem_type: int, shape: Sequence[int] | None = None) -> None:
+        """Add a graph input, of any shape where none is given."""
+        info = helper.make_tensor_value_info(name, elem_type, shape)
         self.inputs, self._all_inputs = [*self.inputs, info], [*self._all_inputs, info]
 
     def copy(self) -> Graph:

@@ -28,6 +28,7 @@ _UNKNOWN = -1
 _PICKS = frozenset("Gather Slice Squeeze Unsqueeze Identity Cast".split())
 FOLLOWS: Table[tuple[int | None, ...]] = Table("the operand whose type and shape each output has")
 FOLLOWS("BatchNormalization", (0, 3, 4, 3, 4))
+FOLLOWS("GroupNormalization MeanVarianceNormalization", (0,))
 FOLLOWS("SimplifiedLayerNormalization com.microsoft::RotaryEmbedding", (0,))
 FOLLOWS("com.microsoft::Gelu com.microsoft::BiasGelu com.microsoft::FastGelu com.microsoft::QuickGelu", (0,))
 FOLLOWS("com.microsoft::SkipLayerNormalization com.microsoft::SkipSimplifiedLayerNormalization", (0, None, None, 0))

@@ -89,7 +89,9 @@ class Alone:
         for node in twin.nodes:
             node.outputs = [self.own.get(name, name) for name in node.outputs]
         for name in made:
-            twin.add_input(name, int(helper.np_dtype_to_tensor_dtype(np.asarray(values[name]).dtype)))
+            value = np.asarray(values[name])
+            sizes = value.shape if value.dtype == np.int64 and value.ndim == 1 else None  # Resize must know how many
+            twin.add_input(name, int(helper.np_dtype_to_tensor_dtype(value.dtype)), sizes)
         twin.outputs = [info for info in twin.outputs if info.name not in self.own]
         self.free = twin.output_names
         twin.outputs += [ValueInfoProto(name=name) for name in self.own.values()]

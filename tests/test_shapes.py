@@ -332,6 +332,7 @@ def test_the_graph_is_left_alone() -> None:
 
 def test_tables_name_operators_that_exist() -> None:
     contrib = {op for op in (*FOLLOWS, *STAND_INS) if op.startswith("com.microsoft::")}
-    assert {op for op in FOLLOWS if op not in contrib} == {"BatchNormalization", "SimplifiedLayerNormalization"}
+    own = {"BatchNormalization", "SimplifiedLayerNormalization", "GroupNormalization", "MeanVarianceNormalization"}
+    assert {op for op in FOLLOWS if op not in contrib} == own
     assert all(onnx.defs.has(op) for op in STAND_INS.values())
     assert importlib.import_module("prunepass.passes.analysis.shapes").Shapes.name == "shapes"

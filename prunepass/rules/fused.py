@@ -50,8 +50,7 @@ def skip_norm_masked(m: Masking) -> None:
 
 def _standardised(m: Masking, name: str, mask: np.ndarray, scale: str, shift: str, centre: bool = True) -> None:
     """Normalise the last axis of a value that is computed in front, in the place of the node."""
-    last, shape = mask.ndim - 1, m.shapes[m.node.outputs[0]]
-    y = m.standardise_shape(name, mask, [last], m.node.attr("epsilon", 1e-12), shape, centre)
+    y = m.standardise(name, mask, [mask.ndim - 1], m.node.attr("epsilon", 1e-12), centre)
     y = m.add("Mul", [y, scale])
     m.become(m.add("Add", [y, shift]) if shift else y)
 

@@ -98,45 +98,35 @@ class Masking:
             self.node.inputs[position] = self.where(self.node.inputs[position], mask, value, position)
         return mask
 
-    def total(self, name: str, axes: Sequence[int]) -> str:
-        """Sum over axes, keeping them."""
-        if self.graph.opset < 13:
-            return self.add("ReduceSum", [name], axes=list(axes), keepdims=1)
-        return self.add("ReduceSum", [name, self.constant(np.array(axes, np.int64), "axes")], keepdims=1)
-
     def become(self, name: str) -> None:
         """Put a value that was computed in front of the node in the place of its result."""
         self.replaced = True
         output = self.node.outputs[0]
         self.before.append(Node.make("Identity", [name], [output], name=self.graph.fresh_name(f"{output}_masked")))
 
-    def standardise(self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, centre: bool = True) -> str:
-        """Subtract the mean and divide by the standard deviation of what is kept along `axes`."""
-        shape = self.shapes[self.given[0]] if mask.ndim == self.rank() else mask.shape
-        return self.standardise_shape(name, mask, axes, epsilon, shape, centre)
+    def average(self, name: str, mask: np.ndarray, axes: Sequence[int]) -> str:
+        """Average what is kept along axes, keeping them; what is removed must be zero."""
+        if self.graph.opset < 18:
+            mean = self.add("ReduceMean", [name], axes=list(axes), keepdims=1)
+        else:
+            mean = self.add("ReduceMean", [name, self.constant(np.array(axes, np.int64), "axes")], keepdims=1)
+        return self.add("Div", [mean, self.number(kept_share(mask, axes))])
 
-    def standardise_shape(
-        self,
-        name: str,
-        mask: np.ndarray,
-        axes: Sequence[int],
-        epsilon: float,
-        shape: Sequence[int],
-        centre: bool = True,
-    ) -> str:
-        """Standardise a value whose shape is given; as onnxruntime does, in float32 where the type is smaller."""
+    def standardise(self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, centre: bool = True) -> str:
+        """Subtract the mean and divide by the standard deviation of what is kept along `axes`.
+
+        A smaller type than float32 is widened, as onnxruntime does.
+        """
         kind = self.dtype()
         if kind.itemsize < 4:
             wide = replace(self, dtypes=defaultdict(lambda: np.dtype(np.float32)))
             name = self.add("Cast", [name], to=TensorProto.FLOAT)
-            name = wide.standardise_shape(name, mask, axes, epsilon, shape, centre)
+            name = wide.standardise(name, mask, axes, epsilon, centre)
             return self.add("Cast", [name], to=helper.np_dtype_to_tensor_dtype(kind))
-        count = self.number(math.prod(shape[a] for a in axes) * kept_share(mask, axes))
         x = self.where(name, mask, 0.0)
         if centre:
-            mean = self.add("Div", [self.total(x, axes), count])
-            x = self.where(self.add("Sub", [x, mean]), mask, 0.0)
-        variance = self.add("Div", [self.total(self.add("Mul", [x, x]), axes), count])
+            x = self.where(self.add("Sub", [x, self.average(x, mask, axes)]), mask, 0.0)
+        variance = self.average(self.add("Mul", [x, x]), mask, axes)
         deviation = self.add("Sqrt", [self.add("Add", [variance, self.number(epsilon)])])
         return self.add("Div", [x, deviation])
 
@@ -304,12 +294,9 @@ def group_norm(m: Masking) -> None:
     groups, shape = int(m.node.attr("num_groups")), m.shapes[m.node.inputs[0]]
     if mask is None:
         return
-    split = [shape[0], groups, shape[1] // groups, *shape[2:]]
-    axes = list(range(2, len(split)))
-    target = m.constant(np.array([0, groups, split[2], *shape[2:]], np.int64), "split")
-    x = m.add("Reshape", [m.node.inputs[0], target])
-    blocks = mask.reshape([1, groups, split[2]] + [1] * (len(split) - 3))
-    x = m.standardise_shape(x, blocks, axes, m.node.attr("epsilon", 1e-5), split)
+    size = shape[1] // groups
+    x = m.add("Reshape", [m.node.inputs[0], m.constant(np.array([0, groups, size, -1], np.int64), "split")])
+    x = m.standardise(x, mask.reshape(1, groups, size, 1), [2, 3], m.node.attr("epsilon", 1e-5))
     x = m.add("Reshape", [x, m.add("Shape", [m.node.inputs[0]])])
     m.become(_per_channel(m, x))
 

@@ -98,17 +98,23 @@ class Resizing:
         """Scale some entries of an integer operand from an old size to a new one.
 
         A constant entry becomes the new size. One that is computed at run time is multiplied and divided, which is
-        right also where it is the old size times a dynamic one. With `unknown`, an entry may turn out to be -1, and
-        stays so.
+        right also where it is the old size times a dynamic one. With `unknown`, an entry may turn out to be -1, 0 or 1,
+        and stays so.
         """
-        before = self.node.inputs[position] if entries and unknown else ""
-        self._patch(position, attribute, {i: (new, old, 0) for i, (old, new) in entries.items()})
-        if before and before not in self.graph.consts and self.graph.opset >= 12:  # Min of integers
-            self.node.inputs[position] = self._made("Min", [before, self.node.inputs[position]], before)
+        name = self.node.inputs[position] if position < len(self.node.inputs) else ""
+        stored = attribute in self.node.attrs or name in self.graph.consts
+        if entries and unknown and not stored:
+            self.node.inputs[position] = self._lessened(name, self.change.shapes[name], entries)
+        else:
+            self._patch(position, attribute, {i: (new, old, 0) for i, (old, new) in entries.items()})
 
-    def _made(self, op: str, inputs: Sequence[str], hint: str) -> str:
-        out = self.graph.fresh_name(f"{hint}_resized")
-        self.before.append(Node.make(op, inputs, [out], name=out))
+    def _lessened(self, name: str, shape: Sequence[int], entries: Mapping[int, tuple[int, int]]) -> str:
+        """Insert nodes that compute entry - entry * (old - new) / old; the division goes towards zero."""
+        losses = dict.fromkeys(range(math.prod(shape)), (0, 1, 0))
+        losses |= {i: (old - new, old, 0) for i, (old, new) in entries.items()}
+        loss = self._arithmetic(name, shape, losses, self.before)
+        out = self.graph.fresh_name(f"{name}_resized")
+        self.before.append(Node.make("Sub", [name, loss], [out], name=out))
         return out
 
     def _patch(self, position: int, attribute: str, entries: Mapping[int, tuple[int, int, int]]) -> None:

@@ -64,7 +64,7 @@ def expand(r: Resizing) -> None:
     entries = {
         a - shift: sizes for a, sizes in axes.items() if a >= shift and (target is None or target[a - shift] != 1)
     }
-    r.scale(1, "", entries)
+    r.scale(1, "", entries, unknown=target is None)
 
 
 @SIZES.row("Tile")
