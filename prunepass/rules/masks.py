@@ -104,13 +104,21 @@ class Masking:
         output = self.node.outputs[0]
         self.before.append(Node.make("Identity", [name], [output], name=self.graph.fresh_name(f"{output}_masked")))
 
-    def average(self, name: str, mask: np.ndarray, axes: Sequence[int]) -> str:
-        """Average what is kept along axes, keeping them; what is removed must be zero."""
-        if self.graph.opset < 18:
-            mean = self.add("ReduceMean", [name], axes=list(axes), keepdims=1)
-        else:
-            mean = self.add("ReduceMean", [name, self.constant(np.array(axes, np.int64), "axes")], keepdims=1)
-        return self.add("Div", [mean, self.number(kept_share(mask, axes))])
+    def total(self, name: str, axes: Sequence[int]) -> str:
+        """Sum over axes, keeping them."""
+        if self.graph.opset < 13:
+            return self.add("ReduceSum", [name], axes=list(axes), keepdims=1)
+        return self.add("ReduceSum", [name, self.constant(np.array(axes, np.int64), "axes")], keepdims=1)
+
+    def count(self, name: str, mask: np.ndarray, axes: Sequence[int]) -> str:
+        """Count what is kept along `axes`; how long the other ones of them are, a run tells."""
+        kept = self.number(kept_share(mask, axes) * math.prod(mask.shape[a] for a in axes))
+        rest = [a for a in axes if mask.shape[a] == 1]
+        if not rest:
+            return kept
+        sizes = self.add("Gather", [self.add("Shape", [name]), self.constant(np.array(rest, np.int64), "axes")])
+        times = self.add("Cast", [self.add("ReduceProd", [sizes], keepdims=0)], to=helper.np_dtype_to_tensor_dtype(self.dtype()))
+        return self.add("Mul", [kept, times])
 
     def standardise(self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, centre: bool = True) -> str:
         """Subtract the mean and divide by the standard deviation of what is kept along `axes`.
@@ -123,10 +131,12 @@ class Masking:
             name = self.add("Cast", [name], to=TensorProto.FLOAT)
             name = wide.standardise(name, mask, axes, epsilon, centre)
             return self.add("Cast", [name], to=helper.np_dtype_to_tensor_dtype(kind))
+        count = self.count(name, mask, axes)
         x = self.where(name, mask, 0.0)
         if centre:
-            x = self.where(self.add("Sub", [x, self.average(x, mask, axes)]), mask, 0.0)
-        variance = self.average(self.add("Mul", [x, x]), mask, axes)
+            mean = self.add("Div", [self.total(x, axes), count])
+            x = self.where(self.add("Sub", [x, mean]), mask, 0.0)
+        variance = self.add("Div", [self.total(self.add("Mul", [x, x]), axes), count])
         deviation = self.add("Sqrt", [self.add("Add", [variance, self.number(epsilon)])])
         return self.add("Div", [x, deviation])
 
