@@ -34,13 +34,15 @@ def constant(g: Grower, x: Value) -> Made:
     """A stored operand on either side, spanning some axes."""
     axes = range(1, len(x.shape))
     way = g.pick(("channel", "any", "scalar", "channel"))
-    spanned = [a for a in axes if x.shape[a] and (a == x.channel if way == "channel" else way == "any" and not g.rarely(3))]
+    chosen = {"channel": [x.channel], "any": [a for a in axes if not g.rarely(3)], "scalar": []}[way]
+    spanned = [a for a in chosen if x.shape[a]]
     shape = [x.shape[a] if a in spanned else 1 for a in range(len(x.shape))]
     lead = g.pick((0, min(spanned, default=len(shape)), 1))
     value = 1 + 0.3 * g.array(*shape[lead:])
     op = g.pick(("Add", "Mul", "Sub", "Div", "Max", "Where"))
     if op == "Where":
-        return Value(g("Where", g.net.const(g.array(*shape[lead:]) > 0), x, g.pick((g.scalar(0), g.partner(x).name))), x.shape)
+        other = g.partner(x).name if g.rarely(2) else g.scalar(0)
+        return Value(g("Where", g.net.const(g.array(*shape[lead:]) > 0), x, other), x.shape)
     if op == "Div":
         return Value(g("Div", x, g.net.const(np.abs(value) + 1)), x.shape)
     return Value(g(op, *g.either(x.name, g.net.const(value))), x.shape)
@@ -78,12 +80,14 @@ def joined(g: Grower, x: Value) -> Made:
     axis = g.along(x)
     if axis is None:
         return None
-    fits = [v for v in g.values if len(v.shape) == len(x.shape) and v.shape[axis] and resized(v, axis, 0) == resized(x, axis, 0)]
+    same_rank = [v for v in g.values if len(v.shape) == len(x.shape) and v.shape[axis]]
+    fits = [v for v in same_rank if resized(v.shape, axis, 0) == resized(x.shape, axis, 0)]
     parts = [x, *(g.pick(fits) for _ in range(g.pick((1, 2)))), *([g.partner(x)] if g.rarely(2) else [])]
     size = sum(v.shape[axis] for v in parts)
-    if elements(resized(x, axis, size)) > MOST:
+    if elements(resized(x.shape, axis, size)) > MOST:
         return None
-    return Value(g("Concat", *parts, axis=g.pick((axis, axis - len(x.shape))) if g.opset >= 11 else axis), resized(x, axis, size))
+    place = axis - len(x.shape) if g.opset >= 11 and g.rarely(2) else axis
+    return Value(g("Concat", *parts, axis=place), resized(x.shape, axis, size))
 
 
 @block()
@@ -93,7 +97,7 @@ def parted(g: Grower, x: Value) -> Made:
         return None
     size, count = x.shape[axis], g.divisor(x.shape[axis]) or 1
     sizes = [size // count] * count if count > 1 and not g.rarely(3) else [size // 2, size - size // 2]
-    return [Value(name, resized(x, axis, s)) for name, s in zip(g.split(x, axis, sizes), sizes)]
+    return [Value(name, resized(x.shape, axis, s)) for name, s in zip(g.split(x, axis, sizes), sizes)]
 
 
 @block()
@@ -108,7 +112,7 @@ def sliced(g: Grower, x: Value) -> Made:
         return Value(g.slice(x, axis, start, end, step), x.shape)
     start = start if step > 0 else 0
     left = len(range(size)[start:end:step])
-    return Value(g.slice(x, axis, start, end, step), resized(x, axis, left)) if left else None
+    return Value(g.slice(x, axis, start, end, step), resized(x.shape, axis, left)) if left else None
 
 
 @block()
@@ -118,7 +122,7 @@ def gathered(g: Grower, x: Value) -> Made:
         return None
     size = x.shape[axis]
     index = g.pick((list(range(size))[::-1], list(range(0, size, 2)), [0, 0, 1, *range(size)], [size - 1]))
-    return Value(g("Gather", x, g.ints(*index), axis=axis), resized(x, axis, len(index)))
+    return Value(g("Gather", x, g.ints(*index), axis=axis), resized(x.shape, axis, len(index)))
 
 
 @block()
@@ -150,7 +154,7 @@ def padded(g: Grower, x: Value) -> Made:
         y = g("Pad", x, g.ints(head, tail), "", g.ints(axis - rank), mode=mode)
     else:
         y = g("Pad", x, g.ints(*pads), *([g.scalar(0.5)] if mode == "constant" and g.rarely(2) else []), mode=mode)
-    return Value(y, resized(x, axis, x.shape[axis] + head + tail))
+    return Value(y, resized(x.shape, axis, x.shape[axis] + head + tail))
 
 
 @block()
@@ -159,7 +163,7 @@ def repeated(g: Grower, x: Value) -> Made:
     if axis is None or elements(x.shape) * 2 > MOST:
         return None
     times = g.ints(*(2 if a == axis else 1 for a in range(len(x.shape))))
-    return Value(g("Tile", x, times), resized(x, axis, 2 * x.shape[axis]))
+    return Value(g("Tile", x, times), resized(x.shape, axis, 2 * x.shape[axis]))
 
 
 @block()
@@ -168,7 +172,8 @@ def spread(g: Grower, x: Value) -> Made:
     axis = g.along(x)
     if axis is None:
         return None
-    y = g.reduce(g.pick(("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2", "ReduceLogSumExp")), x, [axis])
+    ops = ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2", "ReduceLogSumExp")
+    y = g.reduce(g.pick(ops), x, [axis])
     if g.rarely(3):
         y = g("Expand", y, g("Shape", x))
     elif g.rarely(4):
@@ -193,7 +198,7 @@ def ordered(g: Grower, x: Value) -> Made:
     if g.rarely(2):
         return Value(g("CumSum", x, g.ints(axis)), x.shape)
     count = max(1, x.shape[axis] // 2)
-    return Value(g.many("TopK", 2, x, g.ints(count), axis=axis)[0], resized(x, axis, count))
+    return Value(g.many("TopK", 2, x, g.ints(count), axis=axis)[0], resized(x.shape, axis, count))
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
@@ -243,7 +248,8 @@ def image_norm(g: Grower, x: Value) -> Made:
     groups = g.divisor(c) or 1
     if way == "group op" and g.opset >= 21:
         return Value(g("GroupNormalization", x, g.vector(c, 1), g.vector(c), num_groups=groups), x.shape)
-    y = g("InstanceNormalization", g.reshape(x, 0, groups, -1), g.net.const(np.ones(groups, np.float32)), g.vector(groups))
+    ones = g.net.const(np.ones(groups, np.float32))
+    y = g("InstanceNormalization", g.reshape(x, 0, groups, -1), ones, g.vector(groups))
     y = g.reshape(Value(y, (n, groups, c // groups * h * w)), 0, c, h, w)
     scaled = g("Mul", y, g.net.const(1 + 0.2 * g.array(c, 1, 1)))
     return Value(g("Add", scaled, g.net.const(0.2 * g.array(c, 1, 1))), x.shape)
@@ -273,9 +279,9 @@ def channels_and_space(g: Grower, x: Value) -> Made:
     if h % 2 or w % 2 or c > 16:
         return None
     out = (n, c * 4, h // 2, w // 2)
-    if g.rarely(3):
-        corners = [g.slice(g.slice(x, 2, i, 99, 2), 3, j, 99, 2) for j in (0, 1) for i in (0, 1)] if g.opset >= 10 else []
-        return Value(g("Concat", *corners, axis=1), out) if corners else None
+    if g.rarely(3) and g.opset >= 10:
+        corners = [g.slice(g.slice(x, 2, i, 99, 2), 3, j, 99, 2) for j in (0, 1) for i in (0, 1)]
+        return Value(g("Concat", *corners, axis=1), out)
     return Value(g("SpaceToDepth", x, blocksize=2), out)
 
 
@@ -317,7 +323,7 @@ def image_einsum(g: Grower, x: Value) -> Made:
     y = g("Einsum", x, g.weight(out, x.width, fan_in=x.width), equation=g.pick(("nchw,oc->nohw", "nchw,oc->nhwo")))
     if g.net.nodes[-1].attribute[0].s.endswith(b"nhwo"):
         y = g.transpose(y, 0, 3, 1, 2)
-    return Value(y, resized(x, 1, out))
+    return Value(y, resized(x.shape, 1, out))
 
 
 @block("image")
@@ -360,8 +366,9 @@ def dense(g: Grower, x: Value) -> Made:
         return Value(g.linear(x, d, out), (x.shape[0], out))
     turned = g.rarely(2)
     weight = g.weight(out, d, fan_in=d) if turned else g.weight(d, out, fan_in=d, axis=1)
-    bias = [g.vector(out) if not g.rarely(4) else g.net.const(0.2 * g.array(1, out))] if g.rarely(2) or g.opset < 11 else []
-    return Value(g("Gemm", x, weight, *bias, transB=int(turned), alpha=0.9), (x.shape[0], out))
+    bias = g.net.const(0.2 * g.array(1, out)) if g.rarely(4) else g.vector(out)
+    rest = [bias] if g.rarely(2) or g.opset < 11 else []
+    return Value(g("Gemm", x, weight, *rest, transB=int(turned), alpha=0.9), (x.shape[0], out))
 
 
 @block("vector")

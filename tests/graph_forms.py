@@ -114,7 +114,7 @@ def replace(model: ModelProto, start: int, stop: int, nodes: list[NodeProto]) ->
 def as_function(rng: random.Random, model: ModelProto) -> None:
     """A run of nodes as a local function."""
     start, stop, reads, shown = segment(rng, model)
-    if not shown or any(n.op_type == "Constant" for n in model.graph.node[start:stop]) and rng.randrange(2):
+    if not shown:
         return
     body = list(model.graph.node)[start:stop]
     imports = list(model.opset_import)
@@ -180,10 +180,12 @@ def as_loop(rng: random.Random, model: ModelProto) -> None:
     if not closed(model, shown, types) or model.opset_import[0].version < 13:
         return
     body = body_of("body", list(model.graph.node)[start:stop], shown, types, "_turn")
-    body.input.extend([
-        helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-    ])
+    body.input.extend(
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        ]
+    )
     body.node.append(helper.make_node("Identity", ["go"], ["go_on"]))
     body.output.insert(0, helper.make_tensor_value_info("go_on", TensorProto.BOOL, []))
     model.graph.initializer.append(numpy_helper.from_array(np.int64(1 + rng.randrange(2)), "loop_turns"))

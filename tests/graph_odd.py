@@ -1,4 +1,4 @@
-"""Blocks for random graphs that few networks have: rearranged axes, sizes as values, fills, scatters, fused operators."""
+"""Blocks that few networks have: rearranged axes, sizes as values, fills, scatters, fused operators."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def batched(g: Grower, x: Value) -> Made:
     y = g.reshape(g.transpose(x, 0, 2, 1, 3), -1, shape[1], shape[3])
     y = g("Conv", y, g.weight(8, shape[1], 3, fan_in=3 * shape[1]), g.vector(8), pads=[1, 1])
     y = g("Reshape", y, g.ints(-1, shape[2], 8, shape[3]))
-    return Value(g.transpose(y, 0, 2, 1, 3), resized(x, 1, 8))
+    return Value(g.transpose(y, 0, 2, 1, 3), resized(x.shape, 1, 8))
 
 
 @block("sequence", "image")
@@ -99,7 +99,7 @@ def chunked(g: Grower, x: Value) -> Made:
     middle = g("Div", g("Add", size, g.ints(1)), g.ints(2))
     a = g("Slice", x, g.ints(0), middle, g.ints(axis))
     b = g("Slice", x, middle, g("Mul", middle, g.ints(2)), g.ints(axis))
-    shape = resized(x, axis, half)
+    shape = resized(x.shape, axis, half)
     if g.rarely(2):
         return Value(g("Mul", a, g("Sigmoid", b)), shape)
     return [Value(a, shape), Value(b, shape)]
@@ -109,14 +109,14 @@ def chunked(g: Grower, x: Value) -> Made:
 def filled(g: Grower, x: Value) -> Made:
     """Fills made at run time: added, or put beside."""
     axis = g.along(x)
-    if axis is None or elements(resized(x, axis, 2 * x.shape[axis])) > MOST:
+    if axis is None or elements(resized(x.shape, axis, 2 * x.shape[axis])) > MOST:
         return None
     zeros = g("ConstantOfShape", g("Shape", x))
     way = g.pick(("add", "beside", "expand", "mask"))
     if way == "add":
         return Value(g("Add", *g.either(x.name, zeros)), x.shape)
     if way == "beside":
-        return Value(g("Concat", *g.either(x.name, zeros), axis=axis), resized(x, axis, 2 * x.shape[axis]))
+        return Value(g("Concat", *g.either(x.name, zeros), axis=axis), resized(x.shape, axis, 2 * x.shape[axis]))
     if way == "expand":
         return Value(g("Mul", x, g("Expand", g.scalar(0.5), g("Shape", x))), x.shape)
     return Value(g("Where", g("Cast", zeros, to=TensorProto.BOOL), g.scalar(1), x), x.shape)
@@ -196,7 +196,7 @@ def precise(g: Grower, x: Value) -> Made:
     weight = g.net.fresh("wide")
     g.net.consts[weight] = g.array(x.width, 8, scale=x.width**-0.5).astype(np.float64)
     y = g("MatMul", g("Cast", x, to=TensorProto.DOUBLE), weight)
-    return Value(g("Cast", y, to=TensorProto.FLOAT), resized(x, len(x.shape) - 1, 8))
+    return Value(g("Cast", y, to=TensorProto.FLOAT), resized(x.shape, len(x.shape) - 1, 8))
 
 
 @block("vector", "sequence")
@@ -208,7 +208,7 @@ def integer_product(g: Grower, x: Value) -> Made:
     weight = g.net.const(g.net.rng.integers(-90, 90, (x.width, 8)).astype(np.int8))
     own = g.net.const((0.01 + 0.005 * np.abs(g.array(8))).astype(np.float32)) if g.rarely(2) else g.scalar(0.01)
     y = g("Cast", g("MatMulInteger", q, weight, zero), to=TensorProto.FLOAT)
-    return Value(g("Mul", g("Mul", y, scale), own), resized(x, len(x.shape) - 1, 8))
+    return Value(g("Mul", g("Mul", y, scale), own), resized(x.shape, len(x.shape) - 1, 8))
 
 
 @block("image")
@@ -224,14 +224,14 @@ def integer_convolution(g: Grower, x: Value) -> Made:
         q, scale, zero = g.many("DynamicQuantizeLinear", 3, x)
         y = g("ConvInteger", q, weight, zero, pads=[1] * 4, group=group)
         y = g("Mul", g("Cast", y, to=TensorProto.FLOAT), scale)
-        return Value(g("Mul", y, g.scalar(0.01)), resized(x, 1, out))
+        return Value(g("Mul", y, g.scalar(0.01)), resized(x.shape, 1, out))
     zero, scale = g.net.const(np.uint8(120)), g.scalar(0.03)
     scales = g.net.const((0.004 + 0.002 * np.abs(g.array(out))).astype(np.float32))
     zeros = g.net.const(np.zeros(out, np.int8))
     bias = [g.net.const(g.net.rng.integers(-200, 200, out).astype(np.int32))] if g.rarely(2) else []
     y = g("QuantizeLinear", x, scale, zero)
     y = g("QLinearConv", y, scale, zero, weight, scales, zeros, scale, zero, *bias, pads=[1] * 4, group=group)
-    return Value(g("DequantizeLinear", y, scale, zero), resized(x, 1, out))
+    return Value(g("DequantizeLinear", y, scale, zero), resized(x.shape, 1, out))
 
 
 # ---- recurrent layers with states ------------------------------------------------------------------------------------
@@ -288,7 +288,9 @@ def fused_convolution(g: Grower, x: Value) -> Made:
     group = g.pick((1, g.divisor(x.width) or 1))
     out = 4 * group
     weight = g.net.weight(out, x.width // group, 1, 1, fan_in=x.width)
-    return Value(g("FusedConv", x, weight, g.vector(out), activation="Relu", group=group, **MS), resized(x, 1, out))
+    return Value(
+        g("FusedConv", x, weight, g.vector(out), activation="Relu", group=group, **MS), resized(x.shape, 1, out)
+    )
 
 
 @block("image")
@@ -301,4 +303,4 @@ def two_uses(g: Grower, x: Value) -> Made:
         return Value(g("ConvTranspose", y, weight), x.shape)
     pooled = g.reduce("ReduceMean", x, [2, 3], 0)
     gate = g("Sigmoid", g("Gemm", pooled, g("Reshape", weight, g.ints(12, c)), g.vector(12), transB=1))
-    return Value(g("Mul", y, g.with_axes("Unsqueeze", gate, [2, 3])), resized(x, 1, 12))
+    return Value(g("Mul", y, g.with_axes("Unsqueeze", gate, [2, 3])), resized(x.shape, 1, 12))

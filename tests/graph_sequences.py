@@ -120,7 +120,7 @@ def experts(g: Grower, x: Value) -> Made:
 @block("sequence")
 def rolled(g: Grower, x: Value) -> Made:
     """Roll along the sequence, then see it as windows and back."""
-    n, length, d = x.shape
+    length, d = x.shape[1:]
     if length < 2:
         return None
     y = Value(g("Concat", g.slice(x, 1, 1, 2**31), g.slice(x, 1, 0, 1), axis=1), x.shape)
@@ -200,7 +200,7 @@ def _projections(g: Grower, x: Value, source: Value, heads: int, size: int, way:
 
 
 def _split(g: Grower, x: Value, heads: int, size: int) -> str:
-    y = Value(g.linear(x, x.width, heads * size), resized(x, 2, heads * size))
+    y = Value(g.linear(x, x.width, heads * size), resized(x.shape, 2, heads * size))
     return g.transpose(g.reshape(y, 0, 0, heads, size), 0, 2, 1, 3)
 
 
@@ -252,5 +252,3 @@ def _rotate(g: Grower, values: list[str], length: int, size: int) -> list[str]:
         other = g("Concat", g("Neg", high), low, axis=3)
         turned.append(g("Add", g("Mul", y, cos), g("Mul", other, sin)))
     return turned
-
-

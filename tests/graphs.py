@@ -11,15 +11,16 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import onnx
+from graph_forms import feeds_for, other_form
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from fixtures.tiny import Net
-from graph_forms import feeds_for, other_form
 
 T = TypeVar("T")
 OPSETS = (17, 13, 18, 21, 23, 11, 9)
@@ -145,10 +146,8 @@ class Grower:
             return self.many("Split", len(sizes), x, axis=axis, split=sizes)
         if self.opset >= 18 and len(set(sizes)) == 1:
             return self.many("Split", len(sizes), x, axis=axis, num_outputs=len(sizes))
-        return self.many("Split", len(sizes), x, *([self.ints(*sizes)] if self.rarely(2) else self._even(sizes)), axis=axis)
-
-    def _even(self, sizes: list[int]) -> list[str]:
-        return [] if len(set(sizes)) == 1 and self.opset < 18 else [self.ints(*sizes)]
+        implied = len(set(sizes)) == 1 and self.rarely(2)
+        return self.many("Split", len(sizes), x, *([] if implied else [self.ints(*sizes)]), axis=axis)
 
     def gather(self, x: str | Value, index: int, axis: int) -> str:
         return self("Gather", x, self.net.const(np.int64(index)), axis=axis)
@@ -264,9 +263,9 @@ class Grower:
         return None if not axes else x.channel if not self.rarely(4) and x.width > 1 else self.pick(axes)
 
 
-def resized(x: Value, axis: int, size: int) -> tuple[int, ...]:
+def resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
     """Shape with another length on one axis."""
-    return (*x.shape[:axis], size, *x.shape[axis + 1 :])
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 # ---- the whole graph -------------------------------------------------------------------------------------------------
@@ -312,7 +311,8 @@ def start(g: Grower) -> None:
         if kind == "tokens":
             name = g.net.tokens(f"tokens{number}", [*batch, *dims], feed, 11)
             size = g.pick(CHANNELS)
-            g.values.append(Value(g("Gather", g.shared((11, size), lambda: g.net.weight(11, size, fan_in=1)), name), (*known, size)))
+            table = g.shared((11, size), partial(g.net.weight, 11, size, fan_in=1))
+            g.values.append(Value(g("Gather", table, name), (*known, size)))
         else:
             g.values.append(Value(g.net.input(f"{kind}{number}", [*batch, *dims], feed), known))
 

@@ -22,17 +22,18 @@ import numpy as np
 import onnx
 import pytest
 from conftest import ROOT, load_graph
-from fixtures.tiny import TINY
 from onnx import TensorProto, numpy_helper
 
 import prunepass
+from fixtures.tiny import TINY
 from prunepass.errors import InternalError, PruneError
 
 ZOO = (
     "custom_siamrpn_dwxcorr__dy18 sklearn_mlp_cls_relu__sk17 custom_espcn__dy22-fp16 jax_resblock_dw__jx21-dynb "
-    "custom_tied_autoencoder__ts13-nocf keras_gru_cls__tf18-b2 post_custom_lstm_lm__qdyn custom_viewflat_cnn__ts13-train "
-    "custom_bigru_seqfirst__ts17-dynb-seq post_hf_bert_seqcls_eager__ort_bert timm_test_efficientnet__ts13-dynb "
-    "pyg_pyg_gat__ts17 wheel_silero_silero_vad_16k_op15__orig hf_qwen3__dy23 monai_densenet121__ts18-dynb-hw"
+    "custom_tied_autoencoder__ts13-nocf keras_gru_cls__tf18-b2 post_custom_lstm_lm__qdyn "
+    "custom_viewflat_cnn__ts13-train custom_bigru_seqfirst__ts17-dynb-seq post_hf_bert_seqcls_eager__ort_bert "
+    "timm_test_efficientnet__ts13-dynb pyg_pyg_gat__ts17 wheel_silero_silero_vad_16k_op15__orig hf_qwen3__dy23 "
+    "monai_densenet121__ts18-dynb-hw"
 ).split()
 SECONDS = 60
 MOST_BYTES = 4 << 30

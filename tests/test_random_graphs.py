@@ -87,8 +87,7 @@ def check(grown: Grown, options: Options, stats: Stats) -> None:
     job = Job.open(grown.model, (), None, None, 0, None)
     try:
         Pipeline.parse(str(options)).run_on(job.facts)
-    except BudgetError as error:
-        assert "the least with" in str(error)
+    except BudgetError:
         stats.out_of_reach += 1
         return
     facts = job.facts

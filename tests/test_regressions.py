@@ -48,29 +48,29 @@ ROWS = {
     ),
     "a size that is 1 or not, which only a run tells, stays 1": Row(
         """g (float[n, 6] x) => (float[n, a, 4] y) {
-            h = MatMul(x, w)  m = MeanVarianceNormalization<axes = [0, 1]>(h)  k = NonZero(ones)  c = Shape(k)
-            i = Gather<axis = 0>(c, zero)  s = Concat<axis = 0>(i, i, one)  e = Expand(t, s)
-            u = Unsqueeze(m, one)  a = Add(e, u)  y = MatMul(a, v)
+            h = MatMul(x, w)  r = ReduceMax(x)  p = Sigmoid(r)  c = Ceil(p)  i = Cast<to = 7>(c)  o = Reshape(i, minus)
+            s = Concat<axis = 0>(o, o, o)  e = Expand(t, s)  u = Unsqueeze(h, one)  a = Add(e, u)  y = MatMul(a, v)
         }""",
         {
             "w": weight(6, 8),
-            "ones": np.ones(1, bool),
-            "zero": np.array([0]),
+            "minus": np.array([-1]),
             "one": np.array([1]),
             "t": weight(1, 1, 8),
             "v": weight(8, 4),
         },
         shrinks=("w", "t", "v"),
     ),
+    "a norm over channels and batch counts the samples of the run": Row(
+        """g (float[batch, 6] x) => (float[batch, 4] y) {
+            h = MatMul(x, w)  m = MeanVarianceNormalization<axes = [0, 1]>(h)  y = MatMul(m, v)
+        }""",
+        {"w": weight(6, 8), "v": weight(8, 4)},
+        shrinks=("w", "v"),
+    ),
     "a mean over masked float16 is scaled in float16": Row(
         "g (float16[n, 8] x) => (float16[n, 1] y) { h = MatMul(x, w)  y = ReduceMean<axes = [1]>(h) }",
         {"w": half(8, 6)},
         shrinks=("w",),
-    ),
-    "a norm over masked float16 does not overflow": Row(
-        "g (float16[n, 64] x) => (float16[n, 8] y) { h = MatMul(x, w)  r = LayerNormalization(h, s)  y = MatMul(r, v) }",
-        {"w": half(64, 64, scale=300), "s": half(64), "v": half(64, 8, scale=0.1)},
-        shrinks=("w", "s", "v"),
     ),
 }
 
@@ -82,7 +82,8 @@ def test_pruned(name: str) -> None:
     pipeline = f"canonicalize,select{{{row.select}}},slice-channels,clean"
     result = prunepass.prune(source, pipeline=pipeline)
     assert result.report["certificate"]["status"] == "passed"
-    shrunk = {n for n, w in row.weights.items() if result.graph.consts.shape(n) != w.shape}
+    after = result.graph.consts
+    shrunk = {n for n, w in row.weights.items() if n in after and after.shape(n) != w.shape}
     assert shrunk == set(row.shrinks)
 
 
@@ -93,7 +94,7 @@ REFUSED = {
         {"w": weight(6, 3, 1, 1), "b": weight(1, 2, 2), "v": weight(2, 6, 1, 1)},
     ),
     "a permutation of another rank": (
-        "g (float[1, 8] x) => (y) { h = MatMul(x, w)  r = Reshape(h, k)  t = Transpose<perm = [0, 2, 1, 3]>(r) y = Abs(t) }",
+        "g (float[1, 8] x) => (y) { h = MatMul(x, w)  r = Reshape(h, k)  y = Transpose<perm = [0, 2, 1, 3]>(r) }",
         {"w": weight(8, 12), "k": np.array([1, 2, 3, 2, 1])},
     ),
     "an index beyond the end": (
@@ -123,10 +124,10 @@ def test_a_message_is_one_line_whatever_the_names_hold() -> None:
 # ---- the comparison node by node -------------------------------------------------------------------------------------
 def test_nodes_are_compared_where_the_batch_is_merged_into_a_pruned_axis() -> None:
     text = """g (float[batch, 4] x) => (float[a, 3] y) {
-        h = MatMul(x, w)  r = Reshape(h, rows)  s = Relu(r)  m = MatMul(s, u)  t = Reshape(m, columns)  y = MatMul(t, v)
+        h = MatMul(x, w)  r = Reshape(h, rows)  s = Relu(r)  t = Reshape(s, columns)  y = MatMul(t, v)
     }"""
     rows, columns = np.array([-1, 2]), np.array([-1, 12])
-    source = model(text, w=weight(4, 12), rows=rows, u=weight(2, 2), columns=columns, v=weight(12, 3))
+    source = model(text, w=weight(4, 12), rows=rows, columns=columns, v=weight(12, 3))
     job = Job.open(source, (), None, None, 0, None)
     Pipeline.parse("canonicalize,select{ratio=0.5 align=1},slice-channels").run_on(job.facts)
     (cut,) = job.facts.cuts

@@ -9,12 +9,11 @@ attribute changes.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import helper
 
 from prunepass.graph import Graph, Node
 from prunepass.labels import Factors, spans
@@ -117,20 +116,12 @@ class Masking:
         if not rest:
             return kept
         sizes = self.add("Gather", [self.add("Shape", [name]), self.constant(np.array(rest, np.int64), "axes")])
-        times = self.add("Cast", [self.add("ReduceProd", [sizes], keepdims=0)], to=helper.np_dtype_to_tensor_dtype(self.dtype()))
-        return self.add("Mul", [kept, times])
+        product = self.add("ReduceProd", [sizes], keepdims=0)
+        kind = helper.np_dtype_to_tensor_dtype(self.dtype())
+        return self.add("Mul", [kept, self.add("Cast", [product], to=kind)])
 
     def standardise(self, name: str, mask: np.ndarray, axes: Sequence[int], epsilon: float, centre: bool = True) -> str:
-        """Subtract the mean and divide by the standard deviation of what is kept along `axes`.
-
-        A smaller type than float32 is widened, as onnxruntime does.
-        """
-        kind = self.dtype()
-        if kind.itemsize < 4:
-            wide = replace(self, dtypes=defaultdict(lambda: np.dtype(np.float32)))
-            name = self.add("Cast", [name], to=TensorProto.FLOAT)
-            name = wide.standardise(name, mask, axes, epsilon, centre)
-            return self.add("Cast", [name], to=helper.np_dtype_to_tensor_dtype(kind))
+        """Subtract the mean and divide by the standard deviation of what is kept along `axes`."""
         count = self.count(name, mask, axes)
         x = self.where(name, mask, 0.0)
         if centre:
