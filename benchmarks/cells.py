@@ -28,7 +28,7 @@ def export_network(folder: Path, order: dict[str, Any]) -> Found:
 
 
 def prune_prunepass(folder: Path, order: dict[str, Any]) -> Found:
-    """Prune in memory without the certificate (what the peers do), then file to file with it."""
+    """Prune file to file with the certificate, then in memory without it, which is what the peers do."""
     import_prunepass()
     import numpy as np
     import onnx
@@ -42,10 +42,10 @@ def prune_prunepass(folder: Path, order: dict[str, Any]) -> Found:
     model = onnx.load(source)
     stages = Stages()
     try:
-        api.prune(model, verify=False, **options).model  # noqa: B018 - the ModelProto is made when it is asked for
-        stages.tick("prune")
         result = api.prune(source, output=folder / "pruned.onnx", **options)
         stages.tick("certified")
+        api.prune(model, verify=False, **options).model  # noqa: B018 - the ModelProto is made when it is asked for
+        stages.tick("prune")
     except errors.PruneError as error:
         stages.tick("failed")
         return {"seconds": stages.seconds, "reason": f"{type(error).__name__}: {error}"}
@@ -83,6 +83,7 @@ def prune_torch_pruning(folder: Path, order: dict[str, Any]) -> Found:
         global_pruning=False,
         ignored_layers=network.ignored,
         num_heads=network.heads,
+        round_to=network.round_to,
         forward_fn=lambda model, inputs: model(*inputs),
         output_transform=lambda outputs: [t for t in networks.tensors(outputs) if t.requires_grad],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +85,11 @@ def mismatch(model: onnx.ModelProto, dense: tuple[Output, ...], pruned: tuple[Ou
     return ""
 
 
-def interface_changed(model: onnx.ModelProto, pruned: onnx.ModelProto) -> str:
+def interface_changed(
+    model: onnx.ModelProto, pruned: onnx.ModelProto, kinds: Sequence[str] = ("input", "output")
+) -> str:
     """Say in what the declared inputs and outputs differ ("" when they are equal, dynamic axes included)."""
-    for kind in ("input", "output"):
+    for kind in kinds:
         before, after = _declared(model, kind), _declared(pruned, kind)
         if list(before) != list(after):
             return f"{kind}s are {list(after)}, were {list(before)}"

@@ -137,6 +137,7 @@ def run_torch_pruning(
         global_pruning=True,
         ignored_layers=network.ignored,
         num_heads=network.heads,
+        round_to=network.round_to,
     )
     stages.tick("graph and pruner")
     pruner.step()

@@ -38,30 +38,46 @@ IGNORED = {
     "raft_large": "corr_block update_block mask_predictor",
     "raft_small": "corr_block update_block",
 }
-# Keyword arguments that networks of a family take beside `weights=None`.
+# Keyword arguments beside `weights=None`, by family. Detectors let a few boxes of any score through: random weights are
+# sure of nothing, and what no box reaches cannot be traced.
+FEW = 20
+ONE_STAGE = {"weights_backbone": None, "score_thresh": 0.0, "topk_candidates": FEW}
+TWO_STAGES = {
+    "weights_backbone": None,
+    "trainable_backbone_layers": 5,
+    "box_score_thresh": 0.0,
+    "rpn_pre_nms_top_n_test": FEW,
+    "rpn_post_nms_top_n_test": FEW,
+}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception": {"aux_logits": False, "init_weights": False},
     "fcn": {"weights_backbone": None},
     "deeplabv3": {"weights_backbone": None},
     "lraspp": {"weights_backbone": None},
-    "fasterrcnn": {"weights_backbone": None, "trainable_backbone_layers": 5, "box_score_thresh": 0.0},
-    "maskrcnn": {"weights_backbone": None, "trainable_backbone_layers": 5, "box_score_thresh": 0.0},
-    "keypointrcnn": {"weights_backbone": None, "trainable_backbone_layers": 5, "box_score_thresh": 0.0},
-    "retinanet": {"weights_backbone": None, "trainable_backbone_layers": 5, "score_thresh": 0.0},
-    "fcos": {"weights_backbone": None, "trainable_backbone_layers": 5, "score_thresh": 0.0},
-    "ssd": {"weights_backbone": None, "score_thresh": 0.0},
+    "fasterrcnn": TWO_STAGES,
+    "maskrcnn": TWO_STAGES,
+    "keypointrcnn": TWO_STAGES,
+    "retinanet": {**ONE_STAGE, "trainable_backbone_layers": 5},
+    "fcos": {**ONE_STAGE, "trainable_backbone_layers": 5},
+    "ssd": ONE_STAGE,
 }
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, the arguments of its forward, and what Torch-Pruning must be told about it."""
+    """A network, the arguments of its forward, and what Torch-Pruning must be told about it.
+
+    Units
+        heads: number of heads by layer. round_to: all widths become multiples of it. detects: the number of boxes, and
+        with it the size of the outputs, depends on the data.
+    """
 
     model: Any
     inputs: tuple[Any, ...]
     ignored: list[Any]
     heads: dict[Any, int]
+    round_to: int | None
     detects: bool
 
     def run(self) -> list[Any]:
@@ -103,13 +119,15 @@ def build(name: str, shape: Sequence[int]) -> Network:
     small = name == "mvit_small_cfg"
     model = _small_mvit() if small else torchvision.models.get_model(name, weights=None, **arguments)
     model.eval().requires_grad_(True)
-    inputs: tuple[Any, ...] = ([torch.rand(*shape)],) if detects else (torch.randn(*shape),)
+    inputs: tuple[Any, ...] = ([torch.rand(*shape[-3:])],) if detects else (torch.randn(*shape),)
     if name.startswith("raft"):
         inputs = (*inputs, torch.randn(*shape), REFINEMENTS)
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     chosen = (_of_family(IGNORED, name) or "").split()
     ignored = [model.get_submodule(path) for path in chosen] or last
-    return Network(model, inputs, [m for m in ignored if m is not None], _heads(nn, model), detects)
+    widths = {m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    ignored = [m for m in ignored if m is not None]
+    return Network(model, inputs, ignored, _heads(model), max(widths, default=None), detects)
 
 
 def _of_family(table: dict[str, Any], name: str) -> Any:
@@ -117,13 +135,15 @@ def _of_family(table: dict[str, Any], name: str) -> Any:
     return next((entry for key, entry in table.items() if name.startswith(key)), None)
 
 
-def _heads(nn: Any, model: Any) -> dict[Any, int]:
-    """Find the layers that project to query, key and value, and their number of heads."""
+def _heads(model: Any) -> dict[Any, int]:
+    """Find the layers that project to query, key and value, and their number of heads.
+
+    Not those of `nn.MultiheadAttention`: Torch-Pruning 1.6.1 then leaves the width of a ViT alone. Its own example
+    rounds all widths to a multiple of the number of heads instead, which leaves less (`round_to`).
+    """
     found = {}
     for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            found[module] = module.num_heads
-        elif hasattr(module, "qkv") and hasattr(module, "num_heads"):  # Swin, MViT
+        if hasattr(module, "qkv") and hasattr(module, "num_heads"):  # Swin, MViT
             found[module.qkv] = module.num_heads
         elif hasattr(module, "to_qkv"):  # MaxViT
             found[module.to_qkv] = module.n_heads

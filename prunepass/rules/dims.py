@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from prunepass.graph import Node
 from prunepass.labels import Factors, spans
 from prunepass.rules.step import Letter, Operand, Refused, Step
 from prunepass.rules.table import Table
@@ -152,13 +153,18 @@ def _einsum_letters(term: str, rank: int) -> list[Letter]:
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------
+def trains(node: Node, opset: int) -> bool:
+    """Say whether a BatchNormalization uses statistics of the data; before opset 14, further outputs ask for that."""
+    return bool(node.attr("training_mode", 0)) or (opset < 14 and any(node.outputs[1:]))
+
+
 @DIMS.row("BatchNormalization")
 def batch_norm(step: Step) -> None:
     """Channel by channel; in training mode the statistics are those of the data."""
     x = step.operand(0)
     letters: list[Letter] = list(range(len(x.shape)))
     operands = [(x, letters)] + [(step.operand(i), letters[1:2]) for i in range(1, 5)]
-    over = [a for a in letters if a != 1] if step.node.attr("training_mode", 0) else []
+    over = [a for a in letters if a != 1] if trains(step.node, step.opset) else []
     factors = step.equate(operands, letters, over)
     step.set(0, factors)
     channels = [f.reshape(-1) for f in factors if spans(f) == (1,)]

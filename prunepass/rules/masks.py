@@ -17,6 +17,7 @@ from onnx import helper
 
 from prunepass.graph import Graph, Node
 from prunepass.labels import Factors, spans
+from prunepass.rules.dims import trains
 from prunepass.rules.table import Table
 
 MASKS: Table[Callable[[Masking], None]] = Table("masks")
@@ -262,7 +263,7 @@ def layer_norm(m: Masking) -> None:
 def batch_norm(m: Masking) -> None:
     """In training mode the statistics are those of the data; further outputs stay with the node."""
     axes = [a for a in range(m.rank()) if a != 1]
-    mask = m.mask(0, axes) if m.node.attr("training_mode", 0) else None
+    mask = m.mask(0, axes) if trains(m.node, m.graph.opset) else None
     if mask is None:
         return
     result = m.standardise(m.node.inputs[0], mask, axes, m.node.attr("epsilon", 1e-5))
