@@ -96,13 +96,11 @@ def prune_torch_pruning(folder: Path, order: dict[str, Any]) -> Found:
         shapes = network.shapes()
     except Exception as error:  # noqa: BLE001 - torch raises what it likes; that the network is broken is the finding
         return found | {"reason": f"the pruned network does not run: {_first_line(error)}"}
-    rank_only = [len(s) for s in shapes] if network.detects else shapes
-    if rank_only != ([len(s) for s in dense] if network.detects else dense):
+    compared = [[len(s) for s in each] for each in (dense, shapes)] if network.detects else [dense, shapes]
+    if compared[0] != compared[1]:
         return found | {"reason": f"output shapes {dense} became {shapes}"}
-    found["unexported"] = unexported or _exported(networks, network, folder / "pruned.onnx")
-    if found["unexported"] and macs:
-        found["macs"] = _macs(tp, network) / macs
-    return found
+    found["macs"] = _macs(tp, network) / macs if macs else None
+    return found | {"unexported": unexported or _exported(networks, network, folder / "pruned.onnx")}
 
 
 def _exported(networks: Any, network: Any, path: Path) -> str:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
@@ -75,19 +76,24 @@ def fill(row: Architecture, tool: str, folder: Path, args: argparse.Namespace) -
     if cell.reason:
         return cell
     cell.checked = bool(found.get("checked"))
-    if found.get("unexported"):
-        cell.params, cell.macs, cell.valid = found["params"], found.get("macs"), True
-        cell.counted = f"Torch-Pruning's own count, as the export fails: {found['unexported']}"
+    own = (folder / "dense.onnx").exists()
+    source, inputs = ("dense.onnx", None) if own else ("source.onnx", folder / "inputs.npz")
+    verdict = {} if found.get("unexported") else measure(Case(folder / source, folder / "pruned.onnx", inputs), args)
+    unusable = found.get("unexported") or verdict.get("invalid before")
+    if unusable:  # by the exporter, not by the tool, which has run the network
+        cell.params, cell.macs, cell.valid = found["params"], found["macs"], True
+        cell.counted = f"by Torch-Pruning, as the export of the dense network is of no use: {unusable}"
         return cell
-    own = folder / "dense.onnx"
-    case = Case(own, folder / "pruned.onnx", None) if own.exists() else None
-    case = case or Case(folder / "source.onnx", folder / "pruned.onnx", folder / "inputs.npz")
-    (judged,) = run_forked(judge, [case], 1, limits(args))
-    verdict = dict(judged.value or {})
-    cell.reason = verdict.get("invalid", "") or ended(judged)
+    cell.reason = verdict.get("invalid", "")
     cell.params, cell.macs = verdict.get("params"), verdict.get("macs")
-    cell.valid, cell.counted = not cell.reason, "prunepass's cost model on ONNX"
+    cell.valid, cell.counted = not cell.reason, "on ONNX, with prunepass's cost model"
     return cell
+
+
+def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    """Judge one pruned file in a process of its own."""
+    (outcome,) = run_forked(judge, [case], 1, limits(args))
+    return dict(outcome.value or {"invalid": f"cannot be measured: {ended(outcome)}"})
 
 
 def ended(outcome: Outcome) -> str:

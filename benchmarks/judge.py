@@ -26,7 +26,7 @@ class Case:
 
 
 def judge(case: Case, say: Say) -> dict[str, Any]:
-    """Return parameters and MACs kept, and why the result is not valid ("" when it is)."""
+    """Return parameters and MACs kept, and why the result is not valid ("" when it is), and the original neither."""
     say("load")
     dense, pruned = onnx.load(case.dense), onnx.load(case.pruned)
     feeds = dict(np.load(case.inputs)) if case.inputs else _random(dense)
@@ -34,7 +34,7 @@ def judge(case: Case, say: Say) -> dict[str, Any]:
     say("check")
     invalid, outputs = check.invalid(pruned, feeds)
     if invalid:
-        return {"params": kept, "invalid": invalid}
+        return {"params": kept, "invalid": invalid, "invalid before": check.invalid(dense, feeds)[0]}
     changed = check.interface_changed(dense, pruned, ["input"])  # a name for a fixed output axis may go
     say("run the original")
     changed = changed or check.mismatch(dense, check.outputs(dense.SerializeToString(), feeds, False), outputs)

@@ -21,22 +21,29 @@ DETECTORS = ("rcnn", "retinanet", "fcos", "ssd")
 REFINEMENTS = 2
 """Of RAFT: how often the flow is updated; the graphs of the zoo have two."""
 
-# What must keep its width: output layers, and what Torch-Pruning's own examples leave out. Modules by dotted name.
+# What Torch-Pruning must leave alone, modules by dotted name: output layers, and what lies in front of the layers that
+# it cannot reach (an R-CNN's proposals are cut off from the autograd graph; RAFT's motion encoder appends the flow).
+# Its own examples name the same layers or more; less breaks the network or does not end.
+PROPOSALS = "rpn.head.cls_logits rpn.head.bbox_pred backbone.fpn.layer_blocks "
+BOXES = PROPOSALS + "roi_heads.box_predictor.cls_score roi_heads.box_predictor.bbox_pred "
+SIX_SCALES = [
+    f"head.{kind}_head.module_list.{scale}" for scale in range(6) for kind in ("classification", "regression")
+]
 IGNORED = {
     "deeplabv3": "classifier.4",
     "fcn": "classifier.4",
     "lraspp": "classifier.low_classifier classifier.high_classifier",
     "squeezenet": "classifier.1",
     "s3d": "classifier.1",
-    "fasterrcnn": "rpn.head.cls_logits rpn.head.bbox_pred backbone.fpn roi_heads",
-    "maskrcnn": "rpn.head.cls_logits rpn.head.bbox_pred roi_heads.box_predictor roi_heads.mask_predictor",
-    "keypointrcnn": "rpn.head.cls_logits rpn.head.bbox_pred backbone.fpn.layer_blocks roi_heads.box_head "
-    "roi_heads.box_predictor roi_heads.keypoint_predictor",
+    "fasterrcnn": BOXES,
+    "maskrcnn": BOXES + "roi_heads.mask_predictor.mask_fcn_logits",
+    "keypointrcnn": BOXES + "roi_heads.keypoint_predictor",
     "retinanet": "head.classification_head.cls_logits head.regression_head.bbox_reg",
     "fcos": "head.classification_head.cls_logits head.regression_head.bbox_reg head.regression_head.bbox_ctrness",
-    "ssd": "head",
-    "raft_large": "corr_block update_block mask_predictor",
-    "raft_small": "corr_block update_block",
+    "ssdlite": " ".join(f"{scale}.1" for scale in SIX_SCALES),
+    "ssd300": " ".join(SIX_SCALES),
+    "raft_large": "update_block.motion_encoder update_block.flow_head.conv2 mask_predictor.conv",
+    "raft_small": "update_block.motion_encoder update_block.flow_head.conv2",
 }
 # Keyword arguments beside `weights=None`, by family. Detectors let a few boxes of any score through: random weights are
 # sure of nothing, and what no box reaches cannot be traced.

@@ -68,8 +68,8 @@ def print_results(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if cell.reason:
             print(f"  {cell.network}, {cell.tool}: {cell.reason}")
-        elif cell.counted.startswith("Torch"):
-            print(f"  {cell.network}, {cell.tool}: {cell.counted}")
+        elif cell.counted.startswith("by"):
+            print(f"  {cell.network}, {cell.tool}: counted {cell.counted}")
     for number, peer in enumerate(PEERS, 1):
         _print_standing(peer, [(group[0], group[number]) for group in grouped(cells)])
 
