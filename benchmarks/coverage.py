@@ -107,8 +107,8 @@ def select(entries: Sequence[Entry], args: argparse.Namespace) -> list[Entry]:
         chosen = [e for e in chosen if e.params <= args.max_params]
     if args.again:
         with args.again.open(newline="") as f:
-            bad = {line["file"] for line in csv.DictReader(f) if line["status"] != "certified"}
-        chosen = [e for e in chosen if e.file in bad]
+            good = {line["file"] for line in csv.DictReader(f) if line["status"] == "certified"}
+        chosen = [e for e in chosen if e.file not in good]
     if args.sample and args.sample < len(chosen):
         chosen = [chosen[i * len(chosen) // args.sample] for i in range(args.sample)]
     return chosen

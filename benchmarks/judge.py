@@ -50,13 +50,10 @@ def _random(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def macs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> int:
     """Count the multiply-accumulates of one run with prunepass's cost model."""
-    from prunepass import cost, manager
+    from prunepass import cost, graph, manager
 
     context = manager.Context(shapes={name: array.shape for name, array in feeds.items()}, data=feeds)
-    import prunepass
-
-    graph = prunepass.load(model)
-    facts = manager.Facts(graph, context)
+    facts = manager.Facts(graph.Graph(model), context)
     manager.Pipeline.parse("canonicalize").run_on(facts)
     shapes = dict(facts.get("shapes").shape)
     behind: set[str] = set()
