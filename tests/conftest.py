@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +32,9 @@ _load_package("fixtures", ROOT / "fixtures")
 
 from fixtures import DIGITS, GRAPHS, load_graph  # noqa: E402
 from fixtures import digits as load_digits  # noqa: E402
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")  # the same examples in every run; `slow` tests draw many more from fixed seeds
 
 __all__ = ["DIGITS", "GRAPHS", "ROOT", "load_digits", "load_graph"]
 
