@@ -162,15 +162,25 @@ def conv(m: Masking) -> None:
     m.fill(0, [1], 0.0)
 
 
+def zero_computed(m: Masking, position: int, axes: Iterable[int]) -> None:
+    """Put zeros into a computed operand of a product: what is removed may be infinite, and zero times that is NaN."""
+    if m.given[position] not in m.graph.consts:
+        m.fill(position, axes, 0.0)
+
+
 @MASKS.row("Gemm")
 def gemm(m: Masking) -> None:
     m.fill(0, [0 if m.node.attr("transA", 0) else 1], 0.0)
+    zero_computed(m, 1, [1 if m.node.attr("transB", 0) else 0])
 
 
 @MASKS.row("MatMul")
 def matmul(m: Masking) -> None:
+    rows = [max(m.rank(1) - 2, 0)]
     if m.fill(0, [m.rank(0) - 1], 0.0) is None:
-        m.fill(1, [max(m.rank(1) - 2, 0)], 0.0)
+        m.fill(1, rows, 0.0)
+    else:
+        zero_computed(m, 1, rows)
 
 
 @MASKS.row("Einsum")
@@ -178,13 +188,13 @@ def einsum(m: Masking) -> None:
     left, arrow, right = m.node.attr("equation", "").replace(" ", "").partition("->")
     if not arrow:
         right = "".join(x for x in left if left.count(x) == 1 and x.isalpha())
-    done: set[str] = set()
+    done: set[str] = set()  # masked in a constant, which is finite; every computed operand is masked
     for position, term in enumerate(left.split(",")):
         head, _, tail = term.partition("...")
         shift = m.rank(position) - len(head) - len(tail)
         place = {x: i for i, x in enumerate(head)} | {x: len(head) + shift + i for i, x in enumerate(tail)}
         mixed = {x: axis for x, axis in place.items() if x not in right and x not in done}
-        if m.fill(position, mixed.values(), 0.0) is not None:
+        if m.fill(position, mixed.values(), 0.0) is not None and m.given[position] in m.graph.consts:
             done.update(mixed)
 
 
