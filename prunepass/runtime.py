@@ -184,6 +184,7 @@ def _options(optimise: Optimise, threads: int | None) -> Any:
     options.intra_op_num_threads = threads or _default_threads()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn CPU time
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32; by default it is int8
     return options
 
 

@@ -68,7 +68,7 @@ def compare_nodes(pair: Pair, trials: Sequence[Feeds]) -> Finding | None:
         alone: Alone | None = None
         for feeds in trials:
             values = _kept_values(pair, first.run(feeds))
-            if alone is None or values.keys() != alone.given:
+            if alone is None or _sizes(values) != alone.given:
                 alone = Alone(pair.second, values)
             _compare_run(finding, alone, feeds, values)
             finding.start = finding.start or _parting(pair.second, values, second.run(feeds))
@@ -81,7 +81,7 @@ class Alone:
     """A model in which every node reads given values, and shows under another name what it makes of them."""
 
     def __init__(self, graph: Graph, values: Mapping[str, object]) -> None:
-        self.given = values.keys()
+        self.given = _sizes(values)
         twin = graph.copy()
         made = [name for node in twin.nodes for name in node.outputs if isinstance(values.get(name), np.ndarray)]
         self.own = {name: twin.fresh_name(f"{name}__own") for name in made}
@@ -89,9 +89,7 @@ class Alone:
         for node in twin.nodes:
             node.outputs = [self.own.get(name, name) for name in node.outputs]
         for name in made:
-            value = np.asarray(values[name])
-            sizes = value.shape if value.dtype == np.int64 and value.ndim == 1 else None  # Resize must know how many
-            twin.add_input(name, int(helper.np_dtype_to_tensor_dtype(value.dtype)), sizes)
+            twin.add_input(name, int(helper.np_dtype_to_tensor_dtype(np.asarray(values[name]).dtype)), self.given[name])
         twin.outputs = [info for info in twin.outputs if info.name not in self.own]
         self.free = twin.output_names
         twin.outputs += [ValueInfoProto(name=name) for name in self.own.values()]
@@ -101,6 +99,12 @@ class Alone:
         """Return what each node computes from the given values, by the name of its value."""
         found = self.session.run({**feeds, **{name: values[name] for name in self.own}})
         return {**{name: found[name] for name in self.free}, **{name: found[own] for name, own in self.own.items()}}
+
+
+def _sizes(values: Mapping[str, object]) -> dict[str, tuple[int, ...] | None]:
+    """Return the shapes of integer vectors, which may be sizes: Resize must know how many; None for all else."""
+    vectors = {k: v for k, v in values.items() if isinstance(v, np.ndarray) and v.dtype == np.int64 and v.ndim == 1}
+    return {name: vectors[name].shape if name in vectors else None for name in values}
 
 
 def _compare_run(finding: Finding, alone: Alone, feeds: Feeds, values: Mapping[str, Any]) -> None:

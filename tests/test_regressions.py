@@ -67,6 +67,21 @@ ROWS = {
         {"w": weight(6, 8), "v": weight(8, 4)},
         shrinks=("w", "v"),
     ),
+    "where one index of each block is read, whole blocks go": Row(
+        """g (float[3, 8, 6] x) => (float[a, 5] y) {
+            h = MatMul(x, w)  r = Reshape(h, rows)  s = Slice(r, zero, one, two)  q = Squeeze(s, two)  y = MatMul(q, v)
+        }""",
+        {
+            "w": weight(6, 12),
+            "rows": np.array([-1, 4, 3]),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+            "two": np.array([2]),
+            "v": weight(4, 5),
+        },
+        "ratio=0.7 align=1 policy=aligned",
+        shrinks=("w", "v"),
+    ),
     "a mean over masked float16 is scaled in float16": Row(
         "g (float16[n, 8] x) => (float16[n, 1] y) { h = MatMul(x, w)  y = ReduceMean<axes = [1]>(h) }",
         {"w": half(8, 6)},
@@ -143,6 +158,17 @@ def test_nodes_are_compared_where_the_batch_is_merged_into_a_pruned_axis() -> No
     assert finding is not None
     assert finding.nodes.faults == []
     assert finding.values >= 3
+
+
+def test_int8_weights_are_multiplied_in_float32() -> None:
+    text = """g (float[n, 16] x) => (float[n, 4] y) {
+        h = MatMul(x, w)  d = DequantizeLinear<axis = 1>(q, scale)  y = MatMul(h, d)
+    }"""
+    stored = (weight(12, 4) * 40).astype(np.int8)
+    source = model(text, w=weight(16, 12), q=stored, scale=np.abs(weight(4)) / 40)
+    certificate = prunepass.prune(source, 0.5, align=1).report["certificate"]
+    assert certificate["notes"] == []
+    assert certificate["max_rel"] < 1e-5
 
 
 def test_models_are_valid() -> None:

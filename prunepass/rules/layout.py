@@ -194,10 +194,16 @@ def take(step: Step, factor: Factor, axis: int, indices: np.ndarray) -> Factor |
 
 
 def window(step: Step, factor: Factor, axis: int, start: int, stop: int) -> Factor | None:
-    """Keep a range of one axis; on the inner axis of a joint factor every block must lose alike before it, too."""
+    """Keep a range of one axis.
+
+    On the inner axis of a joint factor every block must lose alike before it, too; a single index must be there in all.
+    """
     axes = spans(factor)
-    if factor.shape[axis] > 1 and len(axes) > 1 and axis == axes[-1] and start > 0:
-        step.labels.blocks.append(factor.take(np.arange(start), axis=axis))
+    if factor.shape[axis] > 1 and len(axes) > 1 and axis == axes[-1]:
+        if stop - start == 1:
+            return step.labels.drop_axis(factor, axis, f"{step.node.label}: takes one index of each block")
+        if start > 0:
+            step.labels.blocks.append(factor.take(np.arange(start), axis=axis))
     return take(step, factor, axis, np.arange(start, stop))
 
 
