@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, inliner
 
-FLOATS = {
-    *(TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16),
-    *(TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ),
-}
-QUANTISED = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
+TYPES = dict(TensorProto.DataType.items())
+FLOATS = {v for k, v in TYPES.items() if k.startswith(("FLOAT", "BFLOAT", "DOUBLE"))}
+QUANTISED = {v for k, v in TYPES.items() if k.removeprefix("U") in ("INT2", "INT4", "INT8", "INT16")}
 # Operators that hand a weight on as it is, or in another layout.
 FORWARDING = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear"}
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
+from prunepass.consts import FLOAT_TYPES
 from prunepass.coupling import Coupling
 from prunepass.graph import Graph, Node
-from prunepass.rules.cost import FLOAT_TYPES, MACS
+from prunepass.rules.cost import MACS
 
 COLUMN = (8, 24)  # fewest and most boxes that stand in a row before a drawing goes on in the next column
 MOST_CROSSING = 12  # values that lead from one column to others

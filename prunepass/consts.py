@@ -26,6 +26,13 @@ _ELEMENT_BITS = {
     if name in onnx.TensorProto.DataType.keys()  # noqa: SIM118  (not a dict)
 }
 
+FLOAT_TYPES = frozenset(v for k, v in onnx.TensorProto.DataType.items() if k.startswith(("FLOAT", "BFLOAT", "DOUBLE")))
+"""Element types of real numbers."""
+QUANTISED_TYPES = frozenset(
+    v for k, v in onnx.TensorProto.DataType.items() if k.removeprefix("U") in ("INT2", "INT4", "INT8", "INT16")
+)
+"""Element types of integers that stand for real numbers, where a tensor has rank 2 or more."""
+
 
 def tensor_bytes(elem_type: int, shape: Iterable[int]) -> int:
     """Bytes that a tensor takes in a file; for strings their number."""

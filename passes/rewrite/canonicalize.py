@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunepass.bodies import enter_bodies, inline_branches
+from prunepass.consts import densify
 from prunepass.fixed import fold_fixed
 from prunepass.graph import Graph, Node
 from prunepass.manager import Facts, Rewrite
@@ -98,6 +99,9 @@ def _store(graph: Graph, node: Node) -> bool:
         if attribute in node.attrs:
             graph.consts[name] = np.array(node.attrs[attribute], kind)
             return True
+    if "sparse_value" in node.attrs:
+        graph.consts[name] = densify(node.attrs["sparse_value"])
+        return True
     return False
 
 

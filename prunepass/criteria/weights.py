@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prunepass.consts import FLOAT_TYPES
 from prunepass.errors import ModelError
 from prunepass.labels import spans
-from prunepass.rules.cost import FLOAT_TYPES, MACS
+from prunepass.rules.cost import MACS
 from prunepass.rules.scales import real_weights
 
 if TYPE_CHECKING:

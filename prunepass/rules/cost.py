@@ -17,8 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from onnx import TensorProto
-
+from prunepass.consts import FLOAT_TYPES, QUANTISED_TYPES
 from prunepass.graph import Node
 from prunepass.rules.table import Table
 
@@ -29,14 +28,10 @@ Macs: TypeAlias = Callable[[Node, InShapes, OutShapes], int]
 
 MACS: Table[Macs] = Table("multiply-accumulates")
 
-FLOAT_TYPES = frozenset(v for k, v in TensorProto.DataType.items() if k.startswith(("FLOAT", "BFLOAT", "DOUBLE")))
-"""Element types of real numbers."""
-_QUANTISED = frozenset(TensorProto.DataType.Value(k) for k in ("INT8", "UINT8", "INT4", "UINT4"))
-
 
 def is_parameter(elem_type: int, rank: int) -> bool:
-    """Say whether the elements of a constant are parameters: floats, and 8- or 4-bit integers of rank 2 or more."""
-    return elem_type in FLOAT_TYPES or (elem_type in _QUANTISED and rank > 1)
+    """Say whether the elements of a constant are parameters: floats, and short integers of rank 2 or more."""
+    return elem_type in FLOAT_TYPES or (elem_type in QUANTISED_TYPES and rank > 1)
 
 
 def shape_of(shapes: InShapes, position: int) -> Shape:
@@ -164,9 +159,17 @@ MACS("com.microsoft::QAttention", projected_attention(8))
 
 def embedded_params(node: Node) -> int:
     """Count the parameters that a node carries itself: tensors of Constant nodes, constants of its subgraphs."""
-    tensor = node.tensor("value") if node.op == "Constant" else None
-    count = math.prod(tensor.dims) if tensor is not None and is_parameter(tensor.data_type, len(tensor.dims)) else 0
+    tensor, sparse = node.tensor("value"), node.attrs.get("sparse_value")
+    count = 0
+    if node.op == "Constant":
+        count += _elements(tensor.data_type, tensor.dims) if tensor is not None else 0
+        count += _elements(sparse.values.data_type, sparse.dims) if sparse is not None else 0
     for body in node.subgraphs:
-        count += sum(math.prod(t.dims) for t in body.initializer if is_parameter(t.data_type, len(t.dims)))
+        count += sum(_elements(t.data_type, t.dims) for t in body.initializer)
+        count += sum(_elements(s.values.data_type, s.dims) for s in body.sparse_initializer)
         count += sum(embedded_params(Node(inner)) for inner in body.node)
     return count
+
+
+def _elements(elem_type: int, dims: Sequence[int]) -> int:
+    return math.prod(dims) if is_parameter(elem_type, len(dims)) else 0

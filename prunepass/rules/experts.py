@@ -23,11 +23,12 @@ from prunepass.rules.step import Operand, Refused, Step
 _MS = "com.microsoft::"
 
 
-def in_runs(step: Step, labels: np.ndarray, size: int) -> np.ndarray:
-    """Let runs of `size` indices along the last axis go together."""
-    first = np.arange(labels.shape[-1]) // size * size
-    step.labels.unify(labels, labels[..., first])
-    return np.asarray(labels[..., first])
+def in_runs(step: Step, labels: np.ndarray, size: int, axis: int = -1) -> np.ndarray:
+    """Let runs of `size` indices along an axis go together."""
+    first = np.arange(labels.shape[axis]) // size * size
+    leading = labels.take(first, axis)
+    step.labels.unify(labels, leading)
+    return leading
 
 
 def own(step: Step, position: int, *factors: Factor) -> None:

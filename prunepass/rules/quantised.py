@@ -11,6 +11,7 @@ import numpy as np
 
 from prunepass.rules.convolution import Roles, convolve
 from prunepass.rules.dims import DIMS, along_fixed, broadcast
+from prunepass.rules.experts import in_runs, own
 from prunepass.rules.masks import MASKS, Masking
 from prunepass.rules.step import Letter, Operand, Refused, Step
 
@@ -20,6 +21,9 @@ _MS = "com.microsoft::"
 # ---- between float and integer ---------------------------------------------------------------------------------------
 @DIMS.row(f"QuantizeLinear DequantizeLinear {_MS}QuantizeLinear {_MS}DequantizeLinear")
 def quantise(step: Step) -> None:
+    if _blocks_are_stored(step):
+        dequantise_blocks(step)
+        return
     x = step.operand(0)
     rank = len(x.shape)
     axis = step.node.attr("axis", 1) % max(rank, 1)
@@ -33,6 +37,27 @@ def quantise(step: Step) -> None:
         if step.has(position) and step.shape(position) not in ((), (1,)):
             operands.append((step.operand(position), letters if blocked else [letters[axis]]))
     step.set(0, step.equate(operands, letters))
+
+
+def _blocks_are_stored(step: Step) -> bool:
+    rank, consts = len(step.shape(0)), step.world.consts
+    given = [name for name in step.node.inputs if name]
+    return rank > 1 and len(step.shape(1)) == rank and all(name in consts for name in given)
+
+
+def dequantise_blocks(step: Step) -> None:
+    """Let the indices of a stored weight that share a scale go together."""
+    shape, scale = step.shape(0), step.shape(1)
+    axis = step.node.attr("axis", 1) % len(shape)
+    block = step.node.attr("block_size", 0) or -(-shape[axis] // scale[axis])
+    factors = step.factors(0)
+    short = [
+        f if f.shape[axis] == 1 else in_runs(step, f, block, axis).take(range(0, shape[axis], block), axis)
+        for f in factors
+    ]
+    for position in (1, 2):
+        own(step, position, *short)
+    step.set(0, factors)
 
 
 @DIMS.row("DynamicQuantizeLinear")

@@ -13,11 +13,11 @@ from prunepass.rules.table import Table
 
 @dataclass(frozen=True)
 class Scaling:
-    """Positions of weight, scale (None: 1) and zero point of a quantised operator, and the axis of their entries."""
+    """Positions of weight, scale (None: 1) and zero point (None: 0) of an operator, and the axis of their entries."""
 
     weight: int
     scale: int | None
-    zero_point: int
+    zero_point: int | None
     axis: int
 
 
@@ -28,6 +28,7 @@ SCALES(
     f"DequantizeLinear {_MS}DequantizeLinear",
     lambda node: Scaling(0, 1, 2, node.attr("axis", 1)),
 )
+SCALES("Cast CastLike", lambda node: Scaling(0, None, None, 0))
 SCALES("QLinearConv", lambda node: Scaling(3, 4, 5, 0))
 SCALES("QLinearMatMul", lambda node: Scaling(3, 4, 5, -1))
 SCALES("ConvInteger", lambda node: Scaling(1, None, 3, 0))

@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
+from prunepass.consts import FLOAT_TYPES, QUANTISED_TYPES
 from prunepass.graph import Consts, Node
 from prunepass.labels import Factor, Factors, Labels, on_axis, spans
 
 Letter = Hashable
 Letters = Sequence[Letter]
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-_QUANTISED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
-_DATA = frozenset((*_FLOATS, *_QUANTISED))
 
 
 class Refused(Exception):
@@ -159,7 +156,7 @@ class Step:
         """Labels of its own on every axis (or on `axes`) of a constant (float or quantised) or a fill."""
         consts = self.world.consts
         kind = consts.elem_type(name) if name in consts else self.world.elem_types.get(name)
-        if kind not in _DATA:
+        if kind not in FLOAT_TYPES and kind not in QUANTISED_TYPES:
             return ()
         shape = self._shape_of(name)
         chosen = range(len(shape)) if axes is None else axes

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
-from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from scipy import special
 
+from prunepass.consts import densify
 from prunepass.graph import Node
 from prunepass.rules.table import Table
 
@@ -224,21 +225,11 @@ def constant(node: Node, xs: Operands) -> list[np.ndarray]:
     """Return the constant that a node carries, in whichever attribute."""
     (name, value), *_ = node.attrs.items()
     if name == "sparse_value":
-        return [_dense(value)]
+        return [densify(value)]
     if name in ("value_string", "value_strings"):
         return [np.array(value, dtype=object)]
     dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     return [np.asarray(value, dtypes.get(name))]
-
-
-def _dense(sparse: SparseTensorProto) -> np.ndarray:
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    result = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        result.reshape(-1)[indices] = values
-    else:
-        result[tuple(indices.T)] = values
-    return result
 
 
 def constant_of_shape(node: Node, xs: Operands) -> list[np.ndarray]:
