@@ -14,7 +14,7 @@ def bypass_no_ops(graph: Graph) -> int:
         for name in () if node.bodies else node.captured:
             if name in names:
                 node.rename_captured(name, names[name])
-        if node.op in NO_OPS and node.outputs[0] not in results and NO_OPS[node.op](node):
+        if node.op in NO_OPS and node.outputs[0] not in results and NO_OPS[node.op](node, graph.consts):
             names[node.outputs[0]] = node.inputs[0]
             gone.append(node)
     return graph.remove(gone)

@@ -82,6 +82,11 @@ ROWS = {
         "ratio=0.7 align=1 policy=aligned",
         shrinks=("w", "v"),
     ),
+    "an assignment to an empty slice is none": Row(
+        "g (float[n, 6] x) => (float[n, 4] y) { h = MatMul(x, w)  s = ScatterND(h, at, none)  y = MatMul(s, v) }",
+        {"w": weight(6, 8), "at": np.zeros((0, 2), np.int64), "none": np.zeros(0, np.float32), "v": weight(8, 4)},
+        shrinks=("w", "v"),
+    ),
     "a mean over masked float16 is scaled in float16": Row(
         "g (float16[n, 8] x) => (float16[n, 1] y) { h = MatMul(x, w)  y = ReduceMean<axes = [1]>(h) }",
         {"w": half(8, 6)},
