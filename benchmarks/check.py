@@ -6,11 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import counting
 import numpy as np
 import onnx
 
 # The shape of what these return depends on the numbers, so it may differ from the original's.
 DATA_DEPENDENT = {"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "TopK", "RoiAlign", "Multinomial"}
+
+
+# Operands that say how large a result is.
+SIZES = {"Range": (0, 1, 2), "ConstantOfShape": (0,), "Expand": (1,), "Reshape": (1,), "Tile": (1,), "Slice": (1, 2)}
+SIZES |= {"Pad": (1,), "OneHot": (1,), "Resize": (2, 3), "Upsample": (1,), "Split": (1,)}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def mismatch(model: onnx.ModelProto, dense: tuple[Output, ...], pruned: tuple[Ou
     """Say in what the outputs of the pruned model differ from the original's ("" when they look alike)."""
     if [o.name for o in dense] != [o.name for o in pruned]:
         return f"outputs are {[o.name for o in pruned]}, were {[o.name for o in dense]}"
-    free_shape = bool(DATA_DEPENDENT & {node.op_type for node in nodes(model)})
+    free_shape = bool(DATA_DEPENDENT & {node.op_type for node in nodes(model)}) or predicts_sizes(model.graph)
     for before, after in zip(dense, pruned, strict=True):
         if before.dtype != after.dtype:
             return f"output '{before.name}' is {after.dtype}, was {before.dtype}"
@@ -83,6 +89,25 @@ def mismatch(model: onnx.ModelProto, dense: tuple[Output, ...], pruned: tuple[Ou
         if before.finite and not after.finite:
             return f"output '{before.name}' is not finite, was finite"
     return ""
+
+
+def predicts_sizes(graph: onnx.GraphProto) -> bool:
+    """Say whether a size in a graph is computed with weights, such as the length of what a network is about to say."""
+    weights = {t.name for t in graph.initializer if len(t.dims) > 1 and t.data_type in counting.FLOATS}
+    constants = [n for n in graph.node if n.op_type == "Constant" and n.attribute[0].name == "value"]
+    tensors = {n.output[0]: n.attribute[0].t for n in constants}
+    weights |= {name for name, t in tensors.items() if len(t.dims) > 1 and t.data_type in counting.FLOATS}
+    makers = {name: node for node in graph.node for name in node.output if node.op_type not in ("Shape", "Size")}
+    stack = [n.input[i] for n in graph.node for i in SIZES.get(n.op_type, ()) if i < len(n.input)]
+    seen: set[str] = set()
+    while stack:
+        name = stack.pop()
+        if name in weights:
+            return True
+        if name in makers and name not in seen:
+            seen.add(name)
+            stack.extend(makers[name].input)
+    return False
 
 
 def interface_changed(
