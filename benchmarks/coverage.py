@@ -27,7 +27,7 @@ sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 from contenders import import_prunepass  # noqa: E402
 from families import FAMILIES, family  # noqa: E402
 from pool import Limits, Outcome, run_forked  # noqa: E402
-from summary import print_summary  # noqa: E402
+from summary import markdown, print_summary  # noqa: E402
 from worker import Job, prune_one  # noqa: E402
 from zoo import Entry, filler, read_index  # noqa: E402
 
@@ -133,13 +133,16 @@ def run(entries: Sequence[Entry], args: argparse.Namespace, out: TextIO | None, 
         yield row
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read the rows of an earlier run."""
+def read_rows(paths: Sequence[Path]) -> list[Row]:
+    """Read the rows of earlier runs; of a graph that several have, the last row counts."""
     types = {f.name: str(f.type) for f in fields(Row)}
-    with path.open(newline="") as f:
-        lines = list(csv.DictReader(f))
-    rows: list[dict[str, Any]] = [{k: _cell(text, types[k]) for k, text in line.items()} for line in lines]
-    return [Row(**row) for row in rows]
+    rows: dict[str, Row] = {}
+    for path in paths:
+        with path.open(newline="") as f:
+            for line in csv.DictReader(f):
+                cells: dict[str, Any] = {k: _cell(text, types[k]) for k, text in line.items()}
+                rows[line["file"]] = Row(**cells)
+    return list(rows.values())
 
 
 def _cell(text: str, kind: str) -> str | int | float | None:
@@ -185,7 +188,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-params", type=int, help="only graphs with at most so many parameters")
     add("--again", type=Path, metavar="CSV", help="only graphs that an earlier run did not certify")
     add("--csv", type=Path, help="write a line per graph here")
-    add("--show", type=Path, metavar="CSV", help="only print the tables of an earlier run")
+    add(
+        "--show", type=Path, nargs="+", metavar="CSV", help="only print the tables of earlier runs, the last row counts"
+    )
+    add("--markdown", action="store_true", help="print the table per family for README.md (.ci/refresh-readme does)")
     add("--traces", type=Path, metavar="FILE", help="write full tracebacks here")
     return parser.parse_args(argv)
 
@@ -195,6 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.show:
         rows = read_rows(args.show)
+        if args.markdown:
+            print(markdown(rows), end="")
+            return 0
         print_summary(rows, len(rows), sum(r.wall_seconds for r in rows) / args.jobs, args.macs)
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends the workers and prints what there is

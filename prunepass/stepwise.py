@@ -58,20 +58,24 @@ class Finding:
     start: str = ""
 
 
-def compare_nodes(pair: Pair, trials: Sequence[Feeds]) -> Finding | None:
-    """Compare all nodes on equal inputs; None where onnxruntime cannot run the models that way."""
+def compare_nodes(pair: Pair, trials: Sequence[Feeds], where: bool = True) -> Finding | None:
+    """Compare all nodes on equal inputs; None where onnxruntime cannot run the models that way.
+
+    where: look for the node at which the models part end to end, too, which takes one more session.
+    """
     names = _common_values(pair, trials[0])
     finding = Finding(Tally(per_node=True))
     try:
         first = session(pair.first, optimise="off", taps=names)
-        second = session(pair.second, optimise="off", taps=names)
+        second = session(pair.second, optimise="off", taps=names) if where else None
         alone: Alone | None = None
         for feeds in trials:
             values = _kept_values(pair, first.run(feeds))
             if alone is None or _sizes(values) != alone.given:
                 alone = Alone(pair.second, values)
             _compare_run(finding, alone, feeds, values)
-            finding.start = finding.start or _parting(pair.second, values, second.run(feeds))
+            if second is not None:
+                finding.start = finding.start or _parting(pair.second, values, second.run(feeds))
     except PruneError:
         return None
     return finding

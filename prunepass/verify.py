@@ -139,8 +139,7 @@ class _Report:
         """Compare the second model of a pair with the first end to end and, where they differ, node by node."""
         pair = replace(pair, first=seed_random_nodes(pair.first), second=seed_random_nodes(pair.second))
         try:
-            running = session(pair.second, optimise=optimise)
-            found = [running.run(feeds) for feeds in self.trials]
+            found = self._run_all(session(pair.second, optimise=optimise))
         except PruneError as error:
             self.faults.append(f"{pair.what}: {error}")
             return
@@ -148,9 +147,12 @@ class _Report:
         for a, b in zip(expected, found):
             tally.compare(a, b)
         if tally.faults or not tally.compared:
-            tally = self._explained(pair, tally, compare_nodes(pair, self.trials))
+            tally = self._explained(pair, tally, compare_nodes(pair, self.trials, where=bool(tally.faults)))
         self.faults += [f"{pair.what}: {fault}" for fault in tally.faults]
         self.tally.add(tally)
+
+    def _run_all(self, running: Session) -> list[Outputs]:
+        return [running.run(feeds) for feeds in self.trials]
 
     def _explained(self, pair: Pair, outputs: Tally, finding: Finding | None) -> Tally:
         """Return the tally that decides: of the nodes, where it says that each of them is right."""

@@ -128,7 +128,7 @@ def test_outputs_that_are_never_finite_are_checked_by_what_feeds_them() -> None:
 
 
 def test_nothing_to_compare_is_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "compare_nodes", lambda pair, trials: None)
+    monkeypatch.setattr(verify, "compare_nodes", lambda pair, trials, where: None)
     found = certificate(never_finite())
     assert found.status == "failed"
     assert "no output is finite" in found.details[0]
