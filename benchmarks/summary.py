@@ -66,7 +66,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """Return the table per family for a README, with a line about the whole run above it."""
     counts = {status: sum(r.status == status for r in rows) for status in STATUSES}
     told = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-    lines = [_family_line(name, [r for r in rows if r.family == name]) for name in (*FAMILIES,)]
+    lines = [_family_line(name, [r for r in rows if r.family == name]) for name in FAMILIES]
     table = [HEADER, ["---"] * len(HEADER), *(line for line in lines if line[1] != "0"), _family_line("all", rows)]
     text = "\n".join(f"| {' | '.join(cell or '-' for cell in line)} |" for line in table)
     return f"{len(rows):,} graphs: {told}.\n\n{text}\n"
