@@ -115,6 +115,12 @@ class Tally:
         return ""
 
 
+def is_finite(value: object) -> bool:
+    """Say whether a value has no NaN and no infinity; other things than numbers have none."""
+    floats = isinstance(value, np.ndarray) and value.dtype.name in TOLERANCE
+    return not floats or bool(np.isfinite(value).all())
+
+
 def _scale(size: np.ndarray) -> np.ndarray:
     """Return the magnitude against which the difference of each element is measured."""
     scale = np.full((1,) * size.ndim, size.max())

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from prunepass.binding import declared
-from prunepass.compare import Tally
+from prunepass.compare import Tally, is_finite
 from prunepass.ephemeral import mask_graph
 from prunepass.errors import PruneError, VerifyError
 from prunepass.feeds import random_inputs, split_data
@@ -74,6 +74,7 @@ def certify(source: Graph, cuts: Sequence[Cut], result: Graph, context: Context)
             report.compare(pair, expected, "all" if pair is chain[-1] else "basic")
         elif pair is chain[0]:  # is it the fault of the source?
             report.run(replace(pair, first=source), must=True)
+    report.note_what_is_not_finite(source)
     return report.certificate(len(source.output_names))
 
 
@@ -114,6 +115,7 @@ class _Report:
     def __init__(self, trials: list[Feeds], spare: Feeds | None, notes: list[str]) -> None:
         self.trials, self.spare, self.notes = trials, spare, notes
         self.tally, self.faults = Tally(), list[str]()
+        self.found: Sequence[Outputs] = ()  # outputs of the last model that was run
 
     def run(self, pair: Pair, must: bool) -> list[Outputs]:
         """Run the first model of a pair on all trials; nothing where it fails, unless it must not."""
@@ -139,7 +141,7 @@ class _Report:
         """Compare the second model of a pair with the first end to end and, where they differ, node by node."""
         pair = replace(pair, first=seed_random_nodes(pair.first), second=seed_random_nodes(pair.second))
         try:
-            found = self._run_all(session(pair.second, optimise=optimise))
+            found = self.found = self._run_all(session(pair.second, optimise=optimise))
         except PruneError as error:
             self.faults.append(f"{pair.what}: {error}")
             return
@@ -168,6 +170,18 @@ class _Report:
             "values agrees when it is computed from equal inputs"
         )
         return finding.nodes
+
+    def note_what_is_not_finite(self, source: Graph) -> None:
+        """Note an output that is finite in the source only: the network may divide by what is left."""
+        for feeds, found in zip(self.trials, self.found):
+            broken = [name for name, value in found.items() if not is_finite(value)]
+            whole = session(source, optimise="basic").run(feeds) if broken else {}
+            for name in [name for name in broken if is_finite(whole[name])][:1]:
+                self.notes.append(
+                    f"output {name!r} is no longer finite: the cut is right, but the network divides by what is left, "
+                    "or takes its root; remove less"
+                )
+                return
 
     def certificate(self, outputs: int) -> Certificate:
         """Sum up."""

@@ -127,6 +127,16 @@ def test_outputs_that_are_never_finite_are_checked_by_what_feeds_them() -> None:
     assert certificate(wrong).status == "failed"
 
 
+def test_a_division_by_what_is_left_is_noted() -> None:
+    """All channels that are left are 0 where one that went was not: 0 / 0."""
+    weights = {"w": np.eye(8, 16, dtype=np.float32), "v": weight(16, 4)}
+    weights["w"][:, 8:] = -10  # the more important ones are dead behind Relu
+    rest = "r = Relu(h)  s = ReduceSum <keepdims = 1> (r, last)  d = Div(r, s)  y = MatMul(d, v)"
+    source = layers("float[n, 4] y", rest, "p = Abs(x)  h = MatMul(p, w)", last=np.array([1]), **weights)
+    (note, *_) = [n for n in certificate(cut(source)).notes if "finite" in n and "agree" not in n]
+    assert note.startswith("output 'y' is no longer finite: the cut is right")
+
+
 def test_nothing_to_compare_is_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "compare_nodes", lambda pair, trials, where: None)
     found = certificate(never_finite())
