@@ -1,7 +1,11 @@
-"""Random graphs, pruned at random: every result carries a certificate, also for other batch sizes and lengths."""
+"""Random graphs, pruned at random: every result carries a certificate, also for other batch sizes and lengths.
+
+PRUNEPASS_EXAMPLES says how many examples the slow test takes, in steps of 250 (default 1000).
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +22,8 @@ from prunepass.api import Job, inspect
 from prunepass.errors import BudgetError, PruneError
 from prunepass.manager import Pipeline
 from prunepass.verify import certify
+
+STEP = 250
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,6 @@ def test_random_graphs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(1, 5))
+@pytest.mark.parametrize("start", range(1, 1 + int(os.environ.get("PRUNEPASS_EXAMPLES", "1000")) // STEP))
 def test_many_random_graphs(start: int) -> None:
-    check_stats(run_examples(250, start), 250)
+    check_stats(run_examples(STEP, start), STEP)
