@@ -10,8 +10,8 @@ import numpy as np
 
 from prunepass.blocks import block_rows, components, distinct
 from prunepass.graph import Graph
-from prunepass.labels import PINNED, Factor, Factors, Labels, Pin, Policy, spans
-from prunepass.propagation import Propagation
+from prunepass.labels import PINNED, Factor, Factors, Labels, Policy, spans
+from prunepass.propagation import Asked, Propagation
 from prunepass.rules.step import Producer, World
 
 
@@ -94,15 +94,15 @@ def analyse(
         This project; the design is described in docs/labels.md.
     """
     propagation = Propagation(graph, shapes, values, elem_types, Labels(policy))
-    world, pins, rounds = propagation.run()
-    return _Reader(graph, world, propagation.labels, pins).read(rounds)
+    world, asked, rounds = propagation.run()
+    return _Reader(graph, world, propagation.labels, asked).read(rounds)
 
 
 class _Reader:
     """Turn stable labels into units, groups and barriers."""
 
-    def __init__(self, graph: Graph, world: World, labels: Labels, pins: list[tuple[Pin, World]]) -> None:
-        self.graph, self.world, self.labels, self.pins = graph, world, labels, pins
+    def __init__(self, graph: Graph, world: World, labels: Labels, asked: Asked) -> None:
+        self.graph, self.world, self.labels, self.asked = graph, world, labels, asked
         self.nodes = list(graph.walk())
         self.classes = labels.classes
 
@@ -234,26 +234,25 @@ class _Reader:
 
     # ---- what is pinned, and by whom -----------------------------------------------------------------------------
     def _weights(self) -> np.ndarray:
-        """Float parameters that hang on each label, before pins."""
-        weight = np.zeros(self.labels.count)
-        for world in {id(w): w for _, w in self.pins}.values():
-            for name in self.graph.consts:
-                size = float(np.prod(self.graph.consts.shape(name)))
-                for factor in world.states.get(name, ()):
-                    share = size / factor.size
-                    weight += share * np.bincount(factor.reshape(-1), minlength=weight.size)
+        """Float parameters that hang on each class of labels, before pins."""
+        classes, states = self.asked.classes, self.asked.world.states
+        weight = np.zeros(classes.size)
+        for name in self.graph.consts:
+            size = float(np.prod(self.graph.consts.shape(name)))
+            for factor in states.get(name, ()):
+                weight += size / factor.size * np.bincount(classes[factor].reshape(-1), minlength=weight.size)
         weight[PINNED] = 0
         return weight
 
     def _pinned(self) -> tuple[Barrier, ...]:
         """Every node that pins something, the costliest first."""
-        weight = self._weights() if self.pins else np.zeros(1)
+        weight = self._weights()
         found: dict[tuple[int, str], list[np.ndarray]] = {}
-        for pin, _ in self.pins:
-            found.setdefault((pin.owner, pin.reason), []).append(pin.labels)
+        for pin in self.asked.pins:
+            found.setdefault((pin.owner, pin.reason), []).append(self.asked.classes[pin.labels])
         rows = []
-        for (owner, reason), labels in found.items():
-            blocked = int(weight[np.unique(np.concatenate(labels))].sum())
+        for (owner, reason), classes in found.items():
+            blocked = int(weight[np.unique(np.concatenate(classes))].sum())
             node = self.nodes[owner] if owner >= 0 else None
             name = (node.name or node.outputs[0]) if node else "graph"
             rows.append(Barrier(name, node.op if node else "", reason, blocked))

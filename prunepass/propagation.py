@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,15 @@ from prunepass.rules.step import Refused, Step, World
 OUTPUT = -2
 """Owner of the pins that graph outputs ask for."""
 _MAX_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The pins that were asked for, the values as they were before any was applied, and the class of each label then."""
+
+    pins: tuple[Pin, ...]
+    world: World
+    classes: np.ndarray
 
 
 class Propagation:
@@ -33,12 +43,12 @@ class Propagation:
         self.labels = labels
         self.place = {id(node): place for place, node in enumerate(graph.walk())}
 
-    def run(self) -> tuple[World, list[tuple[Pin, World]], int]:
+    def run(self) -> tuple[World, Asked, int]:
         """Equalities first, until stable; then with pins."""
         world, rounds = self.equalities()
-        pins = [(pin, world) for pin in self.labels.pins]
+        asked = Asked(tuple(self.labels.pins), world, self.labels.classes)
         world, rounds = self.settle(rounds)
-        return world, pins, rounds
+        return world, asked, rounds
 
     def equalities(self) -> tuple[World, int]:
         """Merge what is equal until nothing changes; the pins that were asked for wait in `labels.pins`."""

@@ -307,3 +307,12 @@ def test_the_example_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     example = text.partition("$ prunepass inspect fixtures/digits.onnx\n")[2].partition("```")[0]
     assert main(["inspect", str(DIGITS)]) == 0
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == example.splitlines()
+
+
+def test_a_pin_counts_all_that_is_coupled_to_it() -> None:
+    text = """g (float[n, 6] x) => (float[n, 3] y) {
+        h = MatMul(x, w)  g = MatMul(x, u)  a = Add(h, g)  c = CumSum(a, one)  y = MatMul(c, v)
+    }"""
+    source = model(text, w=weight(6, 8), u=weight(6, 8), one=np.array(1), v=weight(8, 3))
+    blocked = {pin.op: pin.params_blocked for pin in prunepass.inspect(source).coupling.pinned}
+    assert blocked == {"CumSum": 2 * 6 * 8, "": 8 * 3}
