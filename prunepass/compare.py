@@ -117,8 +117,9 @@ class Tally:
 
 def is_finite(value: object) -> bool:
     """Say whether a value has no NaN and no infinity; other things than numbers have none."""
-    floats = isinstance(value, np.ndarray) and value.dtype.name in TOLERANCE
-    return not floats or bool(np.isfinite(value).all())
+    if not isinstance(value, np.ndarray) or value.dtype.name not in TOLERANCE:
+        return True
+    return bool(np.isfinite(value).all())
 
 
 def _scale(size: np.ndarray) -> np.ndarray:

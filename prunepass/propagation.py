@@ -21,7 +21,7 @@ _MAX_ROUNDS = 12
 
 @dataclass(frozen=True)
 class Asked:
-    """The pins that were asked for, the values as they were before any was applied, and the class of each label then."""
+    """The pins that were asked for; the values before any was applied, and the class of each label then."""
 
     pins: tuple[Pin, ...]
     world: World
