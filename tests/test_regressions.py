@@ -87,6 +87,20 @@ ROWS = {
         {"w": weight(6, 8), "at": np.zeros((0, 2), np.int64), "none": np.zeros(0, np.float32), "v": weight(8, 4)},
         shrinks=("w", "v"),
     ),
+    "a bias of which a part is set to zero is a bias": Row(
+        """g (float[n, 6] x) => (float[n, 4] y) {
+            z = Expand(zero, many)  b = ScatterND(bias, at, z)  h = MatMul(x, w)  a = Add(h, b)  y = MatMul(a, v)
+        }""",
+        {
+            "w": weight(6, 200),
+            "bias": weight(200),
+            "zero": np.zeros(1, np.float32),
+            "many": np.array([80]),
+            "at": np.arange(40, 120)[:, None],
+            "v": weight(200, 4),
+        },
+        shrinks=("w", "v"),
+    ),
     "a mean over masked float16 is scaled in float16": Row(
         "g (float16[n, 8] x) => (float16[n, 1] y) { h = MatMul(x, w)  y = ReduceMean<axes = [1]>(h) }",
         {"w": half(8, 6)},

@@ -20,6 +20,7 @@ from prunepass.strides import reshape_views
 from prunepass.tidying import bypass_no_ops, remove_dead, remove_unused
 
 _SMALL_BYTES = 1 << 14
+_PASSING_BYTES = 1 << 16
 _FEW = 64
 """Elements of a tensor that is small whatever it holds."""
 
@@ -109,16 +110,19 @@ def fold_constants(graph: Graph) -> int:
     """Evaluate nodes whose inputs are all constants, where the result is not larger than what it replaces."""
     results = graph.results
     users = {name: len({id(node) for node, _ in found}) for name, found in graph.uses().items()}
-    folded = (n for n in graph.walk() if _foldable(graph, n, results, users) and _fold(graph, n))
+    passing = dict[str, np.ndarray]()  # too large to be stored, but what is made of it may not be
+    folded = (n for n in graph.walk() if _foldable(graph, n, results, users, passing) and _fold(graph, n, passing))
     return graph.remove(list(folded))
 
 
-def _foldable(graph: Graph, node: Node, results: frozenset[str], users: dict[str, int]) -> bool:
+def _foldable(
+    graph: Graph, node: Node, results: frozenset[str], users: dict[str, int], passing: dict[str, np.ndarray]
+) -> bool:
     given = [name for name in node.inputs if name]
     return (
         node.op in VALUES
         and bool(given)
-        and all(name in graph.consts and name not in graph.overridable for name in given)
+        and all((name in graph.consts and name not in graph.overridable) or name in passing for name in given)
         and results.isdisjoint(node.outputs)
         and not (node.op in WHOLE_MOVES and users[given[0]] > 1 and _is_weight(graph, given[0]))
     )
@@ -126,34 +130,39 @@ def _foldable(graph: Graph, node: Node, results: frozenset[str], users: dict[str
 
 def _is_weight(graph: Graph, name: str) -> bool:
     """Whether a constant has several axes: one that is read twice is tied, and a moved copy would untie it."""
-    return sum(size > 1 for size in graph.consts.shape(name)) > 1
+    return name in graph.consts and sum(size > 1 for size in graph.consts.shape(name)) > 1
 
 
-def _fold(graph: Graph, node: Node) -> bool:
-    before = sum(graph.consts.nbytes(name) for name in node.inputs if name)
-    if node.op in GROWS and not _stays_small(graph, node):
+def _fold(graph: Graph, node: Node, passing: dict[str, np.ndarray]) -> bool:
+    before = sum(graph.consts.nbytes(name) for name in node.inputs if name in graph.consts)
+    grows = node.op in GROWS and not _stays_within(graph, node, _SMALL_BYTES // 8)
+    if grows and not _stays_within(graph, node, _PASSING_BYTES // 8):
         return False
     if before > _SMALL_BYTES and node.op not in MOVES:
         return False
-    results = evaluate(node, [graph.consts[name] if name else None for name in node.inputs])
+    operands = [(passing[name] if name in passing else graph.consts[name]) if name else None for name in node.inputs]
+    results = evaluate(node, operands)
     if results is None:
         return False
     size, numbers = sum(a.nbytes for a in results), any(a.dtype.kind == "f" and a.size > _FEW for a in results)
-    if size > (before if numbers else max(before, _SMALL_BYTES)):
+    made = {name: np.asarray(array) for name, array in zip(node.outputs, results) if name}
+    if grows or size > (before if numbers else max(before, _SMALL_BYTES)):
+        passing.update(made if size <= _PASSING_BYTES else {})
         return False
-    for name, array in zip(node.outputs, results):
-        if name:
-            graph.consts[name] = np.asarray(array)
+    graph.consts.update(made)
     return True
 
 
-def _stays_small(graph: Graph, node: Node) -> bool:
+def _stays_within(graph: Graph, node: Node, elements: int) -> bool:
     """Bound the size of a result before it is made."""
-    sizes = graph.consts[node.inputs[GROWS[node.op]]]
+    name, data = node.inputs[GROWS[node.op]], node.inputs[0]
+    if name not in graph.consts or data not in graph.consts:
+        return False
+    sizes = graph.consts[name]
     if sizes.dtype.kind not in "iu" or sizes.size > 16:
         return False
     grown = math.prod(max(1, int(v)) for v in sizes.reshape(-1))
-    return grown * max(1, math.prod(graph.consts.shape(node.inputs[0]))) <= _SMALL_BYTES // 8
+    return grown * max(1, math.prod(graph.consts.shape(data))) <= elements
 
 
 def fold_sizes(graph: Graph, values: dict[str, np.ndarray]) -> int:

@@ -10,7 +10,7 @@ from prunepass.rules.table import Table
 NO_OPS: Table[Callable[[Node, Consts], bool]] = Table("whether the first output is the first input")
 WHOLE_MOVES = frozenset("Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
 """The result holds the same elements, all of them."""
-MOVES = WHOLE_MOVES | frozenset("Concat Gather Slice Split".split())
+MOVES = WHOLE_MOVES | frozenset("Concat Gather ScatterElements ScatterND Slice Split".split())
 """The result is made of elements that were read; a large constant may be moved once and for all."""
 GROWS: Table[int] = Table("the position of the operand that says how large the result is")
 GROWS("ConstantOfShape EyeLike", 0)
