@@ -14,9 +14,9 @@ This module knows numpy and scipy and nothing of ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -25,7 +25,9 @@ from scipy.sparse.csgraph import connected_components
 Factor = np.ndarray
 Factors = tuple[Factor, ...]
 Policy = Literal["balanced", "whole", "aligned"]
+Pairs: TypeAlias = tuple[np.ndarray, np.ndarray]
 PINNED = 0
+_PORTION = 1 << 20
 _INT = np.int32
 
 
@@ -319,23 +321,27 @@ class Labels:
 
     def solve(self, with_pins: bool) -> bool:
         """Merge labels by the equalities (and pins) seen; return whether any class changed."""
-        a = [np.arange(self._classes.size, dtype=_INT)] + [e[0] for e in self._edges]
-        b = [self._classes] + [e[1] for e in self._edges]
-        if with_pins:
-            a += [p.labels for p in self.pins]
-            b += [np.zeros(p.labels.size, _INT) for p in self.pins]
-        left, right = np.concatenate(a), np.concatenate(b)
-        weights = np.ones(left.size, bool)
-        matrix = coo_matrix((weights, (left, right)), shape=(self._count, self._count))
-        number, member = connected_components(matrix, directed=False)
-        lowest = np.full(number, self._count, _INT)
-        np.minimum.at(lowest, member, np.arange(self._count, dtype=_INT))
-        classes = lowest[member]
-        before = np.arange(self._count, dtype=_INT)
-        before[: self._classes.size] = self._classes
+        known = np.arange(self._count, dtype=_INT)
+        known[: self._classes.size] = self._classes
+        pins = [(p.labels, np.zeros(p.labels.size, _INT)) for p in self.pins] if with_pins else []
+        before, classes = known, known
+        for a, b in _in_portions([*self._edges, *pins], max(_PORTION, 2 * self._count)):
+            a, b = classes[a], classes[b]
+            if (a != b).any():
+                classes = self._merged(classes, a, b)
         self._edges.clear()
         self._classes = classes
         return not np.array_equal(classes, before)
+
+    def _merged(self, classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Join the classes of some labels; the lowest of each class stands for it."""
+        different = a != b
+        edges = np.ones(int(different.sum()), bool)
+        matrix = coo_matrix((edges, (a[different], b[different])), shape=(self._count, self._count))
+        number, member = connected_components(matrix, directed=False)
+        lowest = np.full(number, self._count, _INT)
+        np.minimum.at(lowest, member, np.arange(self._count, dtype=_INT))
+        return np.asarray(lowest[member][classes])
 
     @property
     def classes(self) -> np.ndarray:
@@ -346,3 +352,21 @@ class Labels:
     def count(self) -> int:
         """Number of labels, the pinned one included."""
         return self._count
+
+
+def _in_portions(pairs: Iterable[Pairs], most: int) -> Iterator[Pairs]:
+    """Join short lists of pairs, and split long ones: most of a long list repeats what its first portion says."""
+    waiting, size = list[Pairs](), 0
+    for a, b in pairs:
+        for start in range(0, a.size, most):
+            waiting.append((a[start : start + most], b[start : start + most]))
+            size += waiting[-1][0].size
+            if size >= most:
+                yield _joined(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[Pairs]) -> Pairs:
+    return np.concatenate([a for a, _ in parts]), np.concatenate([b for _, b in parts])
