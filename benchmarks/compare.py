@@ -127,7 +127,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--timeout", type=float, default=120.0, help="CPU seconds per cell, everything included (default 120)")
     add("--memory-gb", type=float, default=10.0, help="resident memory per cell (default 10)")
     add("--csv", type=Path, help="write a line per cell here")
-    add("--show", type=Path, metavar="CSV", help="only print the table of an earlier run")
+    add(
+        "--show", type=Path, nargs="+", metavar="CSV", help="only print the table of earlier runs, the last cell counts"
+    )
     return parser.parse_args(argv)
 
 

@@ -113,10 +113,15 @@ def _print_gaps(what: str, rows: Sequence[tuple[float | None, float | None, Cell
         print(f"    behind by {gap:.3f}: {cell.network}; stays whole: {cell.held or 'nothing'}")
 
 
-def read_cells(path: Path) -> list[Cell]:
-    """Read the cells of an earlier run."""
-    with path.open(newline="") as f:
-        return [Cell(**{f.name: _value(line[f.name], str(f.type)) for f in fields(Cell)}) for line in csv.DictReader(f)]
+def read_cells(paths: Sequence[Path]) -> list[Cell]:
+    """Read the cells of earlier runs; of a cell that several have, the last one counts."""
+    found: dict[tuple[str, str], Cell] = {}
+    for path in paths:
+        with path.open(newline="") as f:
+            for line in csv.DictReader(f):
+                cell = Cell(**{f.name: _value(line[f.name], str(f.type)) for f in fields(Cell)})
+                found[cell.network, cell.tool] = cell
+    return list(found.values())
 
 
 def _value(text: str, kind: str) -> Any:

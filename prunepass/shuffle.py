@@ -68,15 +68,14 @@ def is_static(graph: Graph) -> bool:
     return all(dims is not None and all(isinstance(d, int) for d in dims) for dims in map(declared, graph.inputs))
 
 
-def gather_shuffles(graph: Graph, shapes: Mapping[str, Shape], certain: bool) -> int:
+def gather_shuffles(graph: Graph, shapes: Mapping[str, Shape]) -> int:
     """Replace shuffles by Gather nodes; return their number.
 
     Shapes
         shapes: of all values, for one choice of the dynamic axes; the nodes must do the same for another choice.
-        certain: whether none of them was merely observed in a run.
     """
     found = [(chain, order) for chain in chains(graph) if (order := chain.order(shapes)) is not None]
-    if found and not (certain and is_static(graph)):
+    if found and not is_static(graph):
         other = infer(graph, {name: _larger(graph, name, shapes) for name in graph.input_names if name in shapes}).shape
         found = [(chain, order) for chain, order in found if _same(order, chain.order(other))]
     for chain, (axis, indices) in found:

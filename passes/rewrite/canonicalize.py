@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunepass.binding import declared
 from prunepass.bodies import enter_bodies, inline_branches
 from prunepass.consts import densify
 from prunepass.fixed import fold_fixed
 from prunepass.graph import Graph, Node
+from prunepass.inference import Scope, infer
 from prunepass.manager import Facts, Rewrite
 from prunepass.rules.folding import GROWS, MOVES, WHOLE_MOVES
 from prunepass.rules.values import SHAPE_VALUES, VALUES, evaluate
@@ -68,14 +70,22 @@ def simplify(graph: Graph) -> int:
 
 
 def use_shapes(graph: Graph, facts: Facts) -> int:
-    """Apply what needs shapes, which are inferred only where there is a candidate."""
+    """Apply what needs shapes, which are inferred only where there is a candidate.
+
+    Where the inputs have fixed sizes nothing is run: what only a run could tell is not folded, and no shuffle.
+    """
     changes = 0
-    if is_static(graph) and any(node.op in SHAPE_VALUES for node in graph.walk()):
-        changes += fold_sizes(graph, facts.get("shapes").value)
+    static = is_static(graph)
+    if static and any(node.op in SHAPE_VALUES for node in graph.walk()):
+        changes += fold_sizes(graph, _inferred(graph).value)
     if any(True for _ in chains(graph)):
-        shapes = facts.get("shapes")
-        changes += gather_shuffles(graph, shapes.shape, certain=not shapes.observed)
+        found = _inferred(graph).shape if static else facts.get("shapes").shape
+        changes += gather_shuffles(graph, found)
     return changes
+
+
+def _inferred(graph: Graph) -> Scope:
+    return infer(graph, {info.name: tuple(int(d) for d in declared(info) or ()) for info in graph.inputs})
 
 
 def store_constants(graph: Graph) -> int:
