@@ -246,3 +246,38 @@ def experts_quantised_in_blocks(net: Net) -> None:
     attrs = {"k": 2, "activation_type": "silu", "expert_weight_bits": 4, "block_size": 16, "domain": MS}
     y = net("QMoE", x, router, *ins, **attrs)
     net.output(net("MatMul", y, net.weight(32, 3, fan_in=32)), "y", [B * L, 3])
+
+
+def quantised_lstm(name: str, directions: int, per_column: bool, kind: type, left: dict[str, Any]) -> None:
+    """Register an LSTM whose weights are stored as integers."""
+
+    def build(net: Net) -> None:
+        hidden, zero = 5, 0 if kind is np.int8 else 128
+        sizes = (directions, 4 * hidden) if per_column else (directions,)
+        low = -128 + zero
+
+        def matrix(rows: int, stem: str) -> str:
+            return net.const(net.rng.integers(low, low + 256, (directions, rows, 4 * hidden)).astype(kind), stem)
+
+        def scale(stem: str) -> str:
+            return net.const(0.01 * net.rng.uniform(0.5, 1.5, sizes), stem)
+
+        x = net("Transpose", tokens(net, 4), perm=[1, 0, 2])
+        bias = net.const(net.rng.normal(size=(directions, 8 * hidden)), "bias")
+        zeros = [net.const(np.full(sizes, zero, kind), stem) for stem in ("zero_w", "zero_r")]
+        ins = (x, matrix(4, "w"), matrix(hidden, "r"), bias, "", "", "", "")
+        attrs = {"direction": "bidirectional" if directions == 2 else "forward", "hidden_size": hidden, "domain": MS}
+        y = net("DynamicQuantizeLSTM", *ins, scale("scale_w"), zeros[0], scale("scale_r"), zeros[1], **attrs)
+        y = net("Reshape", net("Transpose", y, perm=[2, 0, 1, 3]), net.const([B, L, -1]))
+        finish(net, y, directions * hidden)
+
+    build.__name__ = name
+    case(balanced=left)(build)
+
+
+ONE = {"into": (D, 1), "w": (1, 1, 4), "r": (1, 1, 4), "bias": (1, 8), "hidden_size": 1, "out": (1, 3)}
+quantised_lstm("lstm_bytes", 1, False, np.uint8, {**ONE, "scale_w": (1,)})
+quantised_lstm("lstm_by_column", 1, True, np.int8, {**ONE, "scale_w": (1, 4), "zero_r": (1, 4)})
+TWO = {"w": (2, 1, 4), "r": (2, 1, 4), "bias": (2, 8), "scale_r": (2, 4), "hidden_size": 1, "out": (2, 3)}
+quantised_lstm("lstm_both_ways", 2, True, np.int8, TWO)
+quantised_lstm("lstm_both_ways_bytes", 2, False, np.uint8, {**TWO, "scale_r": (2,)})

@@ -214,6 +214,8 @@ WRONG: list[tuple[str, dict[str, Any], str, Callable[..., None], str]] = [
     ("fused_conv", MASKS, f"{MS}::FusedConv", nothing, "balanced"),
     ("bits", SIZES, f"{MS}::MatMulNBits", nothing, "balanced"),
     ("bits", MASKS, f"{MS}::MatMulNBits", nothing, "balanced"),
+    ("lstm_bytes", SIZES, f"{MS}::DynamicQuantizeLSTM", nothing, "balanced"),
+    ("lstm_bytes", MASKS, f"{MS}::DynamicQuantizeLSTM", nothing, "balanced"),
     ("experts", MASKS, f"{MS}::MoE", nothing, "balanced"),
     ("experts_quantised", MASKS, f"{MS}::QMoE", nothing, "balanced"),
 ]

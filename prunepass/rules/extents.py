@@ -54,6 +54,13 @@ def gather_blocks(node: Node, shapes: Shapes) -> Results:
     return [((*_at(shapes, 1), wide if table[-1] < wide <= blocks else table[-1]), 2)]
 
 
+@EXTENTS.row(f"{_MS}DynamicQuantizeLSTM")
+def lstm(node: Node, shapes: Shapes) -> Results:
+    (steps, samples, _), (directions, size, _) = _at(shapes, 0), _at(shapes, 2)
+    state = (directions, samples, size)
+    return [((steps, directions, samples, size), 0), (state, 0), (state, 0)]
+
+
 @EXTENTS.row(f"{_MS}GemmFastGelu")
 def gemm(node: Node, shapes: Shapes) -> Results:
     return [((*_at(shapes, 0)[:-1], _at(shapes, 1)[-1]), 0)]

@@ -92,9 +92,61 @@ def _meet(step: Step, position: int, hidden: Factor, letters: tuple[str | None, 
     step.equate([(own, list(letters)), (state, list(letters))], list(letters))
 
 
-@SIZES.row("LSTM GRU RNN")
+# ---- with stored integers, (input, gates) instead of (gates, input) --------------------------------------------------
+_DYNAMIC = "com.microsoft::DynamicQuantizeLSTM"
+_SCALE_W, _ZERO_W, _SCALE_R, _ZERO_R = range(8, 12)
+
+
+@DIMS.row(_DYNAMIC)
+def quantised_lstm(step: Step) -> None:
+    """The states are quantised by their range, so what is removed must compute zero: see `silent`."""
+    directions, size = step.shape(_R)[:2]
+    for position in (_W, _R, _B, _P, *range(_SCALE_W, _ZERO_R + 1)):
+        if step.has(position) and step.node.inputs[position] not in step.world.consts:
+            raise Refused("a recurrent layer whose weights are computed")
+    if "activations" in step.node.attrs:
+        raise Refused("a quantised recurrent layer with activations of its own")
+    if any(len(np.unique(step.world.consts[step.node.inputs[i]])) > 1 for i in (_ZERO_W, _ZERO_R)):
+        raise Refused("a quantised recurrent layer with several zero points")
+    hidden = step.labels.fresh((step.node.inputs[_W], "hidden"), directions * size).reshape(directions, size)
+    gates = _tiled(hidden, 4)
+    x, features = step.operand(_X), step.labels.fresh((step.node.inputs[_W], 1), step.shape(_W)[1])
+    weight = Operand("", (features.size,), (features,) if features.size > 1 else (), tracked=frozenset({0}))
+    step.equate([(x, [None, None, "i"]), (weight, ["i"])], [])
+    _own(step, _W, (features[None, :, None], gates[:, None, :]))
+    _own(step, _R, (hidden[:, :, None], gates[:, None, :]))
+    _own(step, _B, (_tiled(hidden, 8),))
+    _own(step, _P, (_tiled(hidden, 3),))
+    for position in range(_SCALE_W, _ZERO_R + 1):
+        _own(step, position, (gates,) if len(step.shape(position)) == 2 else ())
+    for position in (_H, _C):
+        if step.has(position):
+            _meet(step, position, hidden, ("d", None, "h"))
+    step.produce(step.operand(_W), 2, hidden)
+    step.set(0, [hidden[None, :, None, :]])
+    for position in (1, 2):
+        step.set(position, [hidden[:, None, :]])
+
+
+@MASKS.row(_DYNAMIC)
+def silent(m: Masking) -> None:
+    """Without weights, bias and state a unit computes tanh(0) = 0, and does not widen the range of the states."""
+    m.fill(_X, [2], 0.0)
+    for position, axes, zero in ((_W, [2], _ZERO_W), (_R, [1, 2], _ZERO_R)):
+        mask = m.mask(position, axes)
+        if mask is not None:
+            stored = m.graph.consts[m.given[position]]
+            fill = m.graph.consts[m.given[zero]].reshape(-1)[0]
+            m.node.inputs[position] = m.constant(np.where(mask, stored, fill))
+    for position, axes in ((_B, [1]), (_P, [1]), (_H, [2]), (_C, [2])):
+        if position < len(m.given) and m.given[position]:
+            m.fill(position, axes, 0.0)
+
+
+@SIZES.row(f"LSTM GRU RNN {_DYNAMIC}")
 def hidden_size(r: Resizing) -> None:
-    size = r.change.shape(r.node.inputs[_R])[2]
+    axis = 1 if r.node.op == _DYNAMIC else 2
+    size = r.change.shape(r.node.inputs[_R])[axis]
     if "hidden_size" in r.node.attrs:
         r.node.set_attr("hidden_size", size)
 

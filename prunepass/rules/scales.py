@@ -13,15 +13,18 @@ from prunepass.rules.table import Table
 
 @dataclass(frozen=True)
 class Scaling:
-    """Positions of weight, scale (None: 1) and zero point (None: 0) of an operator, and the axis of their entries."""
+    """Positions of weight, scale (None: 1) and zero point (None: 0) of an operator, and the axis of their entries.
+
+    An axis of None: they have an entry for each matrix of a stack, or for each column of each.
+    """
 
     weight: int
     scale: int | None
     zero_point: int | None
-    axis: int
+    axis: int | None
 
 
-SCALES: Table[Callable[[Node], Scaling]] = Table("scales")
+SCALES: Table[Callable[[Node], Scaling | tuple[Scaling, ...]]] = Table("scales")
 _MS = "com.microsoft::"
 
 SCALES(
@@ -36,6 +39,7 @@ SCALES("MatMulInteger", lambda node: Scaling(1, None, 3, -1))
 SCALES(f"{_MS}QGemm", lambda node: Scaling(3, 4, 5, 0 if node.attr("transB", 0) else -1))
 SCALES(f"{_MS}DynamicQuantizeMatMul", lambda node: Scaling(1, 2, 3, -1))
 SCALES(f"{_MS}MatMulIntegerToFloat", lambda node: Scaling(1, 3, 5, -1))
+SCALES(f"{_MS}DynamicQuantizeLSTM", lambda node: (Scaling(1, 8, 9, None), Scaling(2, 10, 11, None)))
 
 
 def real_weights(graph: Graph) -> dict[str, Callable[[], np.ndarray]]:
@@ -45,23 +49,26 @@ def real_weights(graph: Graph) -> dict[str, Callable[[], np.ndarray]]:
         row = SCALES.get(node.op)
         if row is None:
             continue
-        scaling = row(node)
-        name = node.inputs[scaling.weight]
-        if name in graph.consts and len(graph.consts.shape(name)) > 1:
-            found.setdefault(name, lambda node=node, scaling=scaling: _real(graph, node, scaling))  # type: ignore[misc]
+        scalings = row(node)
+        for scaling in scalings if isinstance(scalings, tuple) else (scalings,):
+            name = node.inputs[scaling.weight]
+            if name in graph.consts and len(graph.consts.shape(name)) > 1:
+                found.setdefault(name, lambda node=node, scaling=scaling: _real(graph, node, scaling))  # type: ignore[misc]
     return found
 
 
 def _real(graph: Graph, node: Node, scaling: Scaling) -> np.ndarray:
     weight = graph.consts[node.inputs[scaling.weight]].astype(np.float32)
-    axis = scaling.axis % weight.ndim
+    axis = None if scaling.axis is None else scaling.axis % weight.ndim
     zero = _entries(graph, node, scaling.zero_point, weight.shape, axis)
     scale = _entries(graph, node, scaling.scale, weight.shape, axis)
     weight = weight if zero is None else weight - zero
     return weight if scale is None else weight * scale
 
 
-def _entries(graph: Graph, node: Node, position: int | None, shape: tuple[int, ...], axis: int) -> np.ndarray | None:
+def _entries(
+    graph: Graph, node: Node, position: int | None, shape: tuple[int, ...], axis: int | None
+) -> np.ndarray | None:
     """Spread a scale or zero point over a weight; None where it is absent or computed."""
     name = node.inputs[position] if position is not None and position < len(node.inputs) else ""
     if name not in graph.consts:
@@ -69,6 +76,8 @@ def _entries(graph: Graph, node: Node, position: int | None, shape: tuple[int, .
     values = graph.consts[name].astype(np.float32)
     if values.size == 1:
         return values.reshape(())
+    if axis is None:
+        return values.reshape(shape[0], 1, -1)
     if values.ndim == len(shape):  # blocked
         return np.repeat(values, -(-shape[axis] // values.shape[axis]), axis=axis)[
             tuple(slice(0, size) for size in shape)
