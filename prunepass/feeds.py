@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ _MASK = re.compile(r"mask|valid(?!ation)", re.IGNORECASE)
 _POSITION = re.compile(r"position|pos_?ids?", re.IGNORECASE)
 _LENGTH = re.compile(r"len(gth)?s?$|_len|length", re.IGNORECASE)
 _SCALE = re.compile(r"scale_?factor", re.IGNORECASE)
+_MOST_ELEMENTS = 1 << 30  # of one input
 _MASKED = 0.2  # share of a mask that is off
 
 
@@ -38,7 +40,7 @@ def random_inputs(
         shapes: by input name; a dynamic axis that is not given gets 1.
 
     Raises
-        UnsupportedError: an input is no tensor.
+        UnsupportedError: an input is no tensor, or too large to be made.
     """
     sizes = {info.name: _shape(info, shapes or {}) for info in graph.inputs}
     domains = Domains(graph, sizes)
@@ -55,9 +57,14 @@ def _shape(info: onnx.ValueInfoProto, shapes: Mapping[str, tuple[int, ...]]) -> 
     if info.type.WhichOneof("value") not in ("tensor_type", None):
         kind = info.type.WhichOneof("value")
         raise UnsupportedError(f"graph input {info.name!r} is no tensor but a {kind}; export with plain tensors")
-    if info.name in shapes:
-        return tuple(shapes[info.name])
-    return tuple(max(1, d.dim_value) for d in info.type.tensor_type.shape.dim)
+    declared = tuple(max(1, d.dim_value) for d in info.type.tensor_type.shape.dim)
+    shape = tuple(shapes.get(info.name, declared))
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise UnsupportedError(
+            f"graph input {info.name!r} of {list(shape)} has {math.prod(shape):,} elements, too many to be run; "
+            "export with smaller sizes, or give them with --shape"
+        )
+    return shape
 
 
 def _dtype(info: onnx.ValueInfoProto) -> np.dtype:

@@ -101,6 +101,14 @@ ROWS = {
         },
         shrinks=("w", "v"),
     ),
+    "a product in float64 behind a transposition does not end the process": Row(
+        """g (float[n, 5, 6] x) => (float[p, q, 4] y) {
+            h = MatMul(x, w)  t = Transpose<perm = [1, 0, 2]>(h)  c = Cast<to = 11>(t)  m = MatMul(c, u)
+            d = Cast<to = 1>(m)  y = MatMul(d, v)
+        }""",
+        {"w": weight(6, 8), "u": weight(8, 8).astype(np.float64), "v": weight(8, 4)},
+        shrinks=("w", "u", "v"),
+    ),
     "a mean over masked float16 is scaled in float16": Row(
         "g (float16[n, 8] x) => (float16[n, 1] y) { h = MatMul(x, w)  y = ReduceMean<axes = [1]>(h) }",
         {"w": half(8, 6)},
@@ -146,6 +154,15 @@ def test_refused(name: str) -> None:
         prunepass.prune(source, 0.5)
     with contextlib.suppress(ModelError):
         prunepass.inspect(source)
+
+
+@pytest.mark.parametrize("size", [1 << 31, 1 << 62])
+def test_inputs_that_are_too_large_to_be_made_are_refused(size: int) -> None:
+    source = model(
+        f"g (float[1, {size}, 3] x) => (y) {{ y = MatMul(x, w) }}".replace("(y)", "(float[a, b, c] y)"), w=weight(3, 8)
+    )
+    with pytest.raises(UnsupportedError, match="too many to be run"):
+        prunepass.prune(source, 0.5)
 
 
 def test_a_message_is_one_line_whatever_the_names_hold() -> None:
