@@ -134,6 +134,33 @@ class Graph:
         twin.external, twin.files = self.external, self.files
         return twin
 
+    def part(
+        self,
+        nodes: Iterable[Node],
+        inputs: Mapping[str, tuple[int, Sequence[int] | None] | None],
+        outputs: Iterable[str],
+    ) -> Graph:
+        """Copy some nodes, in their order, and the constants that they read, into a graph of its own.
+
+        Shapes
+            inputs: element type and shape by name; the shape may be None, and the pair where it is no tensor.
+        """
+        twin = self.copy()
+        twin.nodes = [node.copy() for node in nodes]
+        read = {name for node in twin.nodes for name in (*node.inputs, *node.captured)}
+        for name in [name for name in twin.consts if name not in read]:
+            del twin.consts[name]
+        twin.inputs, twin._all_inputs, twin._defaulted = [], [], []
+        given = {info.name: info for info in self.inputs}
+        for name, kind in inputs.items():
+            if name in given or kind is None:
+                info = given.get(name, onnx.ValueInfoProto(name=name))
+                twin.inputs, twin._all_inputs = [*twin.inputs, info], [*twin._all_inputs, info]
+            else:
+                twin.add_input(name, *kind)
+        twin.outputs = [onnx.ValueInfoProto(name=name) for name in outputs]
+        return twin
+
     def require_opset(self, version: int, domain: str = "") -> None:
         """Raise UnsupportedError where an operator set is older than a rewrite needs."""
         if self.opset_imports.get(domain, 0) < version:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from prunepass.graph import Graph
     from prunepass.plan import Plan
+    from prunepass.recovery.batches import Batches
 
 __all__ = [
     "Analysis",
@@ -55,6 +56,7 @@ class Context:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
     data: dict[str, np.ndarray] | None = None
+    calibration: Batches | None = None
     source_sha256: str = ""
     source_bytes: int = 0
     progress: Progress | None = None
@@ -67,11 +69,15 @@ class Context:
 
 @dataclass
 class Cut:
-    """Record what a slicing pass did, for the certificate: the graph before, the plan, the graph after."""
+    """Record what a slicing pass did, for the certificate: the graph before, the plan, the graph after.
+
+    refitted: the graph before with the weights that a later pass fitted to what is left; the removed ones as they were.
+    """
 
     before: Graph
     plan: Plan
     after: Graph
+    refitted: Graph | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class Facts:
         self._plan: Plan | None = None
         self.cuts: list[Cut] = []
         self.timing: list[Timing] = []
+        self.recovery: list[dict[str, Any]] = []
         self.first: dict[str, tuple[Graph, Any]] = {}
         self._cache: dict[Analysis, Any] = {}
         self._running: list[Analysis] = []

@@ -87,7 +87,7 @@ def _chain(source: Graph, cuts: Sequence[Cut], result: Graph) -> list[Pair]:
         coupling, removed = cut.plan.coupling, cut.plan.removed
         assert coupling is not None and removed is not None
         masked = mask_graph(
-            cut.before, coupling.shapes, coupling.elem_types, coupling.factors, removed, coupling.values
+            cut.refitted or cut.before, coupling.shapes, coupling.elem_types, coupling.factors, removed, coupling.values
         )
         pairs.append(Pair("masked and sliced graph", masked, sliced, coupling.shapes, coupling.factors, removed))
     return pairs

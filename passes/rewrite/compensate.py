@@ -1,0 +1,43 @@
+"""Give a pruned model its accuracy back: refit every layer to what the dense model computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunepass.errors import UnsupportedError
+from prunepass.graph import Graph
+from prunepass.manager import Facts, Rewrite
+from prunepass.recovery.batches import Batches, drawn
+from prunepass.recovery.sequential import Options, Sequential
+from prunepass.recovery.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Compensate(Rewrite):
+    """Refit what slicing left to the dense model, layer by layer, by least squares on calibration data."""
+
+    name = "compensate"
+    idempotent = False
+    keeps = ("shapes",)
+
+    memory: int = 1024
+
+    def run(self, graph: Graph, facts: Facts) -> int:
+        """Return the number of layers whose weights changed."""
+        if not facts.cuts:
+            raise UnsupportedError("compensate: nothing was pruned; put select and slice-channels before it")
+        teacher = Teacher(facts.cuts)
+        batches = calibration(facts)
+        work = Sequential(teacher, graph, batches, Options(facts.context.seed, self.memory << 20))
+        layers = work.run(facts.context.tell)
+        facts.cuts[-1].refitted = work.refitted()
+        facts.recovery.append({"pass": str(self), "layers": [vars(layer) for layer in layers]})
+        return len(work.changed)
+
+
+def calibration(facts: Facts) -> Batches:
+    """Return the calibration data, drawn where none are given."""
+    context = facts.context
+    if context.calibration is None:
+        context.calibration = drawn(facts.source, facts.get("shapes").shape, context.seed)
+    return context.calibration

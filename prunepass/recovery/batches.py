@@ -1,0 +1,109 @@
+"""Calibration data as batches: what one run of the model takes, again and again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from prunepass.errors import ModelError, PruneError
+from prunepass.feeds import Feeds, random_inputs, split_data
+from prunepass.graph import Graph
+from prunepass.runtime import session
+
+log = logging.getLogger(__name__)
+MOST_PER_BATCH = 32
+DRAWN = 64
+"""Samples that are drawn where no data are given."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Hold calibration data.
+
+    Units
+        feeds: one entry per run. samples: how many in all. drawn: they are random, for want of data.
+    """
+
+    feeds: tuple[Feeds, ...]
+    samples: int
+    drawn: bool = False
+
+    def held_back(self, batch: int) -> bool:
+        """Say whether a batch is for judging, not for fitting: every fifth; none where there are fewer."""
+        return len(self.feeds) >= 5 and batch % 5 == 4
+
+    def first(self, count: int) -> Batches:
+        """Return the first batches, of about `count` samples."""
+        per = max(1, self.samples // len(self.feeds))
+        chosen = self.feeds[: max(1, -(-count // per))]
+        return Batches(chosen, min(self.samples, per * len(chosen)), self.drawn)
+
+
+def from_arrays(data: Mapping[str, np.ndarray], graph: Graph) -> Batches:
+    """Cut checked arrays into batches: many samples at a time where the first axis of every input is dynamic."""
+    single = split_data(data, graph)
+    if len(single) != 1 or not _dynamic_first(graph):
+        return Batches(tuple(single), len(single))
+    count = {len(array) for array in data.values() if array.ndim}
+    if len(count) != 1:
+        return Batches(tuple(single), 1)
+    total = count.pop()
+    size = max(1, min(MOST_PER_BATCH, total // 10))
+    starts = range(0, total, size)
+    parts = tuple({name: array[at : at + size] for name, array in data.items()} for at in starts)
+    return Batches(parts if _runs(graph, parts) else tuple(single), total)
+
+
+def from_dicts(given: Iterable[Mapping[str, np.ndarray]], graph: Graph, most: int = 4096) -> Batches:
+    """Take batches as a user's generator yields them; each must fit the inputs of the model.
+
+    Raises
+        ModelError: there is no batch, or one does not fit.
+    """
+    from prunepass.inputs import check_data
+
+    found: list[Feeds] = []
+    samples = 0
+    for number, entry in enumerate(given):
+        if not isinstance(entry, Mapping):
+            raise ModelError(f"batch {number} of the data is a {type(entry).__name__}; yield dicts of arrays by input")
+        parts = from_arrays(check_data(graph, entry), graph)
+        found += parts.feeds
+        samples += parts.samples
+        if samples >= most:
+            log.warning("data: only the first %d samples are used", samples)
+            break
+    if not found:
+        raise ModelError("the data hold no batch; yield at least one dict of arrays by input")
+    return Batches(tuple(found), samples)
+
+
+def drawn(graph: Graph, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Batches:
+    """Draw random inputs that make sense for the model; see `feeds.random_inputs`."""
+    known = {name: tuple(shapes[name]) for name in graph.input_names if name in shapes}
+    return Batches(tuple(random_inputs(graph, known, seed + i) for i in range(DRAWN)), DRAWN, drawn=True)
+
+
+def joined(parts: Sequence[Batches]) -> Batches:
+    """Put several sets together."""
+    return Batches(tuple(chain.from_iterable(p.feeds for p in parts)), sum(p.samples for p in parts))
+
+
+def _dynamic_first(graph: Graph) -> bool:
+    """Say whether the first axis of every input is dynamic, so that it is the batch."""
+    dims = [info.type.tensor_type.shape.dim for info in graph.inputs]
+    return bool(dims) and all(d and d[0].dim_value <= 0 for d in dims)
+
+
+def _runs(graph: Graph, parts: Sequence[Feeds]) -> bool:
+    """Say whether the model takes a batch: a dynamic axis does not promise it."""
+    try:
+        session(graph, optimise="off").run(parts[0])
+    except PruneError as error:
+        log.info("data: samples are run together, not in batches: %s", error)
+        return False
+    return True

@@ -1,0 +1,304 @@
+"""Sequential least squares: refit every layer behind something pruned to what the dense network computes there.
+
+Layers are taken in topological order. The inputs of a layer come from the network that is pruned and refitted so far,
+its targets from the dense one (asymmetric), so that each layer also repairs what the layers before it could not. Where
+a layer feeds a residual sum, the target is the dense sum minus the pruned shortcut, so that errors do not pile up
+along the stream.
+
+Source
+    He, Zhang, Sun 2017, Channel Pruning for Accelerating Very Deep Neural Networks, sections 3.2 and 3.3: least squares
+    on the inputs of the pruned network. Here with an intercept, a ridge toward the gathered weights that held-back
+    rows choose, the residual target for any graph, and layers in any operator of `rules/linear.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from prunepass.graph import Graph
+from prunepass.manager import Progress
+from prunepass.recovery.batches import Batches
+from prunepass.recovery.ridge import Fit, Flat, Rows, fit
+from prunepass.recovery.staged import Staged, Store
+from prunepass.recovery.teacher import Teacher
+from prunepass.rules.flat import flat_range
+from prunepass.rules.linear import Bias, Linear, bias_of, linear, residual
+
+log = logging.getLogger(__name__)
+_LEAST_ROWS, _ROWS_PER_FEATURE = 32768, 40
+_MOST_ROW_BYTES = 400 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """Say how much work a refit may be.
+
+    Units
+        memory: bytes of activations in memory, beyond it they go to files. most_features: a layer with more keeps its
+        weights. least_gain: share of the held-back error that a refit must save.
+    """
+
+    seed: int = 0
+    memory: int = 1 << 30
+    most_features: int = 6144
+    least_gain: float = 1e-3
+
+
+@dataclass
+class Layer:
+    """Say what happened to one layer.
+
+    Units
+        before, after: squared error on held-back rows, relative to the variance of the targets, with the gathered and
+        with the refitted weights. seconds: wall-clock time.
+    """
+
+    name: str
+    op: str
+    method: str = "kept"
+    before: float = 0.0
+    after: float = 0.0
+    ridge: float = 0.0
+    rows: int = 0
+    features: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Hold where a layer stands: its product, its bias, and the value in which its error counts.
+
+    y: the value that is fitted, behind the bias. total, shortcut: the residual sum that y goes into and what else it
+    adds; "" where there is none.
+    """
+
+    product: Linear
+    bias: Bias | None
+    y: str
+    total: str = ""
+    shortcut: str = ""
+
+
+@dataclass(frozen=True)
+class NewBias:
+    """Record that a node reads a new bias, for channels along an axis of a value."""
+
+    node: str
+    at: int
+    name: str
+    y: str
+    axis: int
+
+
+def places(graph: Graph) -> Iterator[Place]:
+    """Yield the layers of a graph whose weight is their own, in topological order."""
+    uses = graph.uses()
+    for node in graph.nodes:
+        product = linear(node, graph)
+        if product is None or len(uses[product.weight]) > 1:
+            continue
+        bias = bias_of(product, graph, uses)
+        y = product.y if bias is None else bias.y
+        yield Place(product, bias, y, *(residual(y, graph, uses) or ("", "")))
+
+
+class Sequential:
+    """Refit a sliced graph in place, layer by layer.
+
+    teacher: the dense model. graph: what slicing left of it; its weights are replaced.
+    """
+
+    def __init__(self, teacher: Teacher, graph: Graph, batches: Batches, options: Options) -> None:
+        self.teacher, self.graph, self.batches, self.options = teacher, graph, batches, options
+        self.store = Store(options.memory)
+        self.dense = Staged(teacher.graph, batches.feeds, self.store)
+        self.pruned = Staged(graph, batches.feeds, self.store)
+        self.changed: dict[str, np.ndarray] = {}
+        self.biases: list[NewBias] = []
+        self.layers: list[Layer] = []
+        self._known = teacher.graph.producers()
+        self._uses = graph.uses()
+
+    def run(self, progress: Progress | None = None) -> list[Layer]:
+        """Refit every layer behind something pruned; returns what was done, in order."""
+        todo = list(places(self.graph))
+        waiting = {id(place.product.node) for place in todo}
+        touched = _behind(self.graph, self.teacher)
+        for number, place in enumerate(self._ordered(todo)):
+            if progress is not None:
+                progress("compensate", number, len(todo))
+            waiting.discard(id(place.product.node))
+            if place.product.x in touched or self.teacher.loses(place.product.weight):
+                start = time.perf_counter()
+                layer = Layer(place.product.node.name or place.product.y, place.product.node.op)
+                self._refit(self._with_target(place, waiting), layer)
+                layer.seconds = time.perf_counter() - start
+                self.layers.append(layer)
+                log.debug("compensate: %s", layer)
+        return self.layers
+
+    def _ordered(self, todo: list[Place]) -> Iterator[Place]:
+        """Yield the layers in topological order, but of two that meet in a residual sum the one that fits less first."""
+        position = {id(node): at for at, node in enumerate(self.graph.nodes)}
+        layer_at = {id(place.product.node): place for place in todo}
+        done: set[int] = set()
+        for place in todo:
+            if place.total and id(place.product.node) not in done:
+                before = [node for node in self.pruned.pending(place.shortcut) if id(node) in layer_at]
+                open_ = [layer_at[id(node)] for node in before if id(node) not in done]
+                own = self._features(place)
+                if place.product.node not in before and all(self._features(p) < own for p in open_):
+                    for other in sorted(open_, key=lambda p: position[id(p.product.node)]):
+                        done.add(id(other.product.node))
+                        yield other
+            if id(place.product.node) not in done:
+                done.add(id(place.product.node))
+                yield place
+
+    def _features(self, place: Place) -> int:
+        shape = self.graph.consts.shape(place.product.weight)
+        return math.prod(shape) // max(1, shape[0])
+
+    def _with_target(self, place: Place, waiting: set[int]) -> Place:
+        """Aim at the residual sum where the other summand is final, else at the output of the layer."""
+        if place.total and place.total in self._known:
+            pending = self.pruned.pending(place.shortcut)
+            if not any(id(node) in waiting or node is place.product.node for node in pending):
+                return place
+        return replace(place, total="", shortcut="")
+
+    def _refit(self, place: Place, layer: Layer) -> None:
+        product, graph = place.product, self.graph
+        target = place.total or place.y
+        if target not in self._known or place.product.y not in self._known:
+            layer.note = "the dense model has no such value"
+            return
+        weight = graph.consts[product.weight]
+        start = product.matrix(weight.astype(np.float64))
+        layer.features = start.shape[1]
+        if start.shape[1] > self.options.most_features:
+            layer.note = f"{start.shape[1]} features are more than {self.options.most_features}"
+            return
+        self.dense.need(target)
+        self.pruned.need(product.x, *([place.shortcut] if place.shortcut else []))
+        rows = self._rows(place, target, start.shape)
+        self.dense.release(target)
+        self.pruned.release(product.x, place.shortcut)
+        if rows is None:
+            layer.note = "shapes differ from those of the dense model"
+            return
+        train, held = rows
+        layer.rows = train.n + (held.n if held is not train else 0)
+        old = self._bias_vector(place, start.shape)
+        flat = Flat(*flat_range(self._uses.get(target, []), graph)) if target not in graph.results else Flat()
+        found = fit(train, held, start, old, flat)
+        layer.before, layer.after, layer.ridge = found.before, found.after, found.ridge
+        if not found.after < found.before * (1 - self.options.least_gain) or found.before < 1e-12:
+            layer.note = "no better on held-back rows" if found.before >= 1e-12 else "exact as it is"
+            return
+        layer.method = "ls"
+        self._install(place, weight, found)
+
+    def _bias_vector(self, place: Place, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Return the bias as (groups, outputs), zeros where there is none yet, None where there can be none."""
+        if place.bias is None:
+            return None
+        outputs = np.zeros((shape[0], shape[2]))
+        if place.bias.name:
+            vector = self.graph.consts[place.bias.name].astype(np.float64) * place.product.bias_scale
+            outputs += np.broadcast_to(vector.reshape(-1), outputs.size).reshape(outputs.shape)
+        return outputs
+
+    def _rows(self, place: Place, target: str, shape: tuple[int, ...]) -> tuple[Rows, Rows] | None:
+        product, count = place.product, len(self.batches.feeds)
+        train, held = Rows(), Rows()
+        wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * shape[1]), _MOST_ROW_BYTES // (4 * shape[0] * shape[1]))
+        weight = self.graph.consts.shape(product.weight)
+        seed = zlib.crc32(product.y.encode())
+        for batch in range(count):
+            y = self.teacher.narrowed(target, self.dense.value(target, batch))
+            x = self.pruned.value(product.x, batch)
+            rows = product.count(y)
+            take = min(rows, -(-wanted // count))
+            rng = np.random.default_rng([self.options.seed, seed, batch])
+            pick = np.sort(rng.choice(rows, take, replace=False)) if take < rows else np.arange(rows)
+            try:
+                a, b = product.rows(x, weight, y.shape, pick), product.targets(y, shape[0], pick)
+                c = (
+                    product.targets(self.pruned.value(place.shortcut, batch), shape[0], pick)
+                    if place.shortcut
+                    else None
+                )
+            except (ValueError, IndexError):
+                return None
+            if a.shape[2] != shape[1] or b.shape[2] != shape[2] or (c is not None and c.shape != b.shape):
+                return None
+            if count < 5:
+                train.add(a[:, ::2], b[:, ::2], None if c is None else c[:, ::2])
+                held.add(a[:, 1::2], b[:, 1::2], None if c is None else c[:, 1::2])
+            else:
+                (held if self.batches.held_back(batch) else train).add(a, b, c)
+        return train, held if held.n else train
+
+    def _install(self, place: Place, old: np.ndarray, found: Fit) -> None:
+        product, graph = place.product, self.graph
+        new = product.tensor(found.weight, old.shape).astype(old.dtype)
+        graph.consts[product.weight] = self.changed[product.weight] = new
+        if place.bias is None:
+            return
+        node, at, name = place.bias.node, place.bias.at, place.bias.name
+        vector = (found.bias.reshape(-1) / product.bias_scale).astype(old.dtype)
+        if name and graph.consts.shape(name)[-1:] == vector.shape:
+            vector = vector.reshape(graph.consts.shape(name))
+        if not name or len(self._uses[name]) > 1:
+            name = self._fresh(f"{product.weight}__bias")
+            node.inputs += [""] * (at + 1 - len(node.inputs))
+            node.inputs[at] = name
+        graph.consts[name] = vector
+        self.biases.append(NewBias(node.outputs[0], at, name, product.y, product.axis))
+
+    def _fresh(self, hint: str) -> str:
+        """Return a name that is free in the sliced and in the whole graph."""
+        name = self.graph.fresh_name(hint)
+        while name in self.teacher.last.consts or name in self._known:
+            name = self.graph.fresh_name(f"{name}_")
+        return name
+
+    def refitted(self) -> Graph:
+        """Return the whole graph before the last cut with everything that was refitted, for the masked execution."""
+        whole = self.teacher.last.copy()
+        for name, narrow in self.changed.items():
+            whole.consts[name] = self.teacher.widened(name, narrow, whole.consts[name])
+        nodes = {node.outputs[0]: node for node in whole.walk()}
+        for new in self.biases:
+            node = nodes[new.node]
+            node.inputs += [""] * (new.at + 1 - len(node.inputs))
+            node.inputs[new.at] = new.name
+            whole.consts[new.name] = self._wide_bias(new)
+        return whole
+
+    def _wide_bias(self, new: NewBias) -> np.ndarray:
+        narrow, kept = self.graph.consts[new.name], self.teacher.channels(new.y, new.axis)
+        if kept is None:
+            return narrow
+        wide = np.zeros((*narrow.shape[:-1], kept.size), narrow.dtype)
+        wide[..., kept] = narrow
+        return wide
+
+
+def _behind(graph: Graph, teacher: Teacher) -> set[str]:
+    """Return the values that pruning may have changed: everything behind what lost something."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        names = (*node.inputs, *node.captured)
+        if any(name in found or teacher.loses(name) for name in names if name):
+            found.update(node.outputs)
+    return found

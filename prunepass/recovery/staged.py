@@ -1,0 +1,178 @@
+"""Run a graph piece by piece over all batches: every node once, whatever is asked for on the way.
+
+Least squares in sequence needs the inputs of a layer after all layers before it were refitted. Running the model from
+its start for each layer would cost as many forward passes as there are layers; here the values at the boundary between
+what ran and what did not are held instead, in memory or, beyond a limit, in files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from prunepass.errors import PruneError
+from prunepass.feeds import Feeds
+from prunepass.graph import Graph, Node
+from prunepass.runtime import session
+
+
+class Store:
+    """Hold values by name, one array per batch; beyond the limit they lie in memory-mapped files.
+
+    Units
+        limit: bytes in memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held, self.most = limit, 0, 0
+        self._values: dict[tuple[object, int], Any] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files = 0
+
+    def put(self, name: object, batch: int, value: Any) -> None:
+        """Keep a value."""
+        if isinstance(value, np.ndarray) and value.nbytes > 4096:
+            if self.held + value.nbytes > self.limit:
+                value = self._spill(value)
+            else:
+                self.held += value.nbytes
+                self.most = max(self.most, self.held)
+        self._values[name, batch] = value
+
+    def get(self, name: object, batch: int) -> Any:
+        """Return a value."""
+        return self._values[name, batch]
+
+    def drop(self, name: object, batches: int) -> None:
+        """Forget a value."""
+        for batch in range(batches):
+            value = self._values.pop((name, batch), None)
+            if isinstance(value, np.memmap):
+                Path(str(value.filename)).unlink()
+            elif isinstance(value, np.ndarray) and value.nbytes > 4096:
+                self.held -= value.nbytes
+
+    def _spill(self, value: np.ndarray) -> np.ndarray:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="prunepass-")
+        self._files += 1
+        path = Path(self._folder.name) / f"{self._files}.bin"
+        mapped: np.ndarray = np.memmap(path, value.dtype, "w+", shape=value.shape)
+        mapped[...] = value
+        return mapped
+
+
+class Staged:
+    """Compute values of one graph over all batches, each node once.
+
+    A weight may be changed as long as no node that reads it has run. wanted: values that stay until `release`.
+    """
+
+    def __init__(self, graph: Graph, batches: Sequence[Feeds], store: Store, wanted: Iterable[str] = ()) -> None:
+        self.graph, self.batches, self.store = graph, batches, store
+        self._wanted = {*wanted}
+        self._producer = graph.producers()
+        self._order = {id(node): at for at, node in enumerate(graph.nodes)}
+        self._readers: dict[str, set[int]] = {}
+        for at, node in enumerate(graph.nodes):
+            for name in (*node.inputs, *node.captured):
+                self._readers.setdefault(name, set()).add(at)
+        self._held: set[str] = set()
+        self._done: set[int] = set()
+        for name in graph.input_names:
+            self._hold(name, [feeds[name] for feeds in batches])
+
+    def need(self, *names: str) -> None:
+        """Compute values and hold them until they are released or, where nobody wanted them, the next call."""
+        missing = [name for name in names if name not in self._held and name not in self.graph.consts]
+        self._wanted.update(names)
+        if missing:
+            self._run(self._pending(missing), missing)
+
+    def value(self, name: str, batch: int) -> Any:
+        """Return a value for one batch."""
+        return self.graph.consts[name] if name in self.graph.consts else self.store.get((id(self), name), batch)
+
+    def release(self, *names: str) -> None:
+        """Let go of values, as soon as no node that has not run reads them."""
+        self._wanted.difference_update(names)
+        self._sweep()
+
+    def pending(self, name: str) -> list[Node]:
+        """Return the nodes that have to run to compute a value."""
+        return [self.graph.nodes[at] for at in self._pending([name])]
+
+    def close(self) -> None:
+        """Forget everything."""
+        for name in list(self._held):
+            self._drop(name)
+
+    def _pending(self, names: Iterable[str]) -> list[int]:
+        found: set[int] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            node = self._producer.get(name)
+            if name in self._held or node is None or id(node) not in self._order:
+                continue
+            at = self._order[id(node)]
+            if at not in found:
+                found.add(at)
+                waiting += (*node.inputs, *node.captured)
+        return sorted(found)
+
+    def _run(self, chosen: Sequence[int], missing: Sequence[str]) -> None:
+        nodes = [self.graph.nodes[at] for at in chosen]
+        made = {name for node in nodes for name in node.outputs if name}
+        read = {name for node in nodes for name in (*node.inputs, *node.captured) if name}
+        given = sorted(read & self._held - made)
+        self._done.update(chosen)
+        kept = sorted(name for name in made if name in missing or name in self._wanted or self._alive(name))
+        types = {name: _type_of(self.value(name, 0)) for name in given}
+        running = _start(self.graph.part(nodes, types, kept))
+        for batch in range(len(self.batches)):
+            found = running.run({name: _loaded(self.value(name, batch)) for name in given})
+            for name in kept:
+                self.store.put((id(self), name), batch, found[name])
+        self._held.update(kept)
+        self._sweep()
+
+    def _alive(self, name: str) -> bool:
+        return name in self._wanted or not self._readers.get(name, set()) <= self._done
+
+    def _sweep(self) -> None:
+        for name in [name for name in self._held if not self._alive(name)]:
+            self._drop(name)
+
+    def _hold(self, name: str, values: Sequence[np.ndarray]) -> None:
+        for batch, value in enumerate(values):
+            self.store.put((id(self), name), batch, value)
+        self._held.add(name)
+
+    def _drop(self, name: str) -> None:
+        self.store.drop((id(self), name), len(self.batches))
+        self._held.discard(name)
+
+
+def _start(part: Graph) -> Any:
+    try:
+        return session(part)
+    except PruneError:  # an optimisation that breaks on a piece of a model
+        return session(part, optimise="off")
+
+
+def _loaded(value: Any) -> Any:
+    return np.asarray(value) if isinstance(value, np.memmap) else value
+
+
+def _type_of(value: Any) -> tuple[int, tuple[int, ...] | None] | None:
+    """Return element type and shape of a value; the shape of vectors of integers only, as Resize must know it."""
+    if not isinstance(value, np.ndarray):
+        return None
+    sizes = value.shape if value.dtype == np.int64 and value.ndim <= 1 else None
+    return int(helper.np_dtype_to_tensor_dtype(value.dtype)), sizes
