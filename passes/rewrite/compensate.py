@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prunepass.errors import UnsupportedError
 from prunepass.graph import Graph
 from prunepass.manager import Facts, Rewrite
-from prunepass.recovery.batches import Batches, drawn
+from prunepass.recovery.batches import calibration
 from prunepass.recovery.sequential import Options, Sequential
 from prunepass.recovery.teacher import Teacher
 
@@ -34,10 +34,3 @@ class Compensate(Rewrite):
         facts.recovery.append({"pass": str(self), "layers": [vars(layer) for layer in layers]})
         return len(work.changed)
 
-
-def calibration(facts: Facts) -> Batches:
-    """Return the calibration data, drawn where none are given."""
-    context = facts.context
-    if context.calibration is None:
-        context.calibration = drawn(facts.source, facts.get("shapes").shape, context.seed)
-    return context.calibration

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from prunepass import wire
+from prunepass.allocation import allocate
 from prunepass.cost import CostModel, source_cost
 from prunepass.coupling import Coupling
 from prunepass.criteria import Weights, criterion, rate
@@ -64,6 +65,7 @@ class Select(Rewrite):
     params: float | None = None
     bytes: float | None = None
     criterion: str = "l2"
+    allocate: Literal["score", "error"] = "score"
     scope: Scope = "global"
     align: int = 8
     keep: tuple[str, ...] = ()
@@ -85,14 +87,18 @@ class Select(Rewrite):
                 raise PipelineError(f"select: {name}={share} must be above 0 and at most 1")
         if self.align < 1 or self.steps < 1 or not 0 < self.max_ratio <= 1:
             raise PipelineError("select: align and steps must be at least 1, max_ratio above 0 and at most 1")
-        criterion(self.criterion)
+        if self.criterion != "obs":
+            criterion(self.criterion)
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Store the plan in `facts.plan` and return the number of units that go."""
         policy: Policy = "whole" if self.scope == "heads" else self.policy
         coupling: Coupling = facts.get("coupling", policy=policy)
         options = {"criterion": self.criterion, "reduce": self.reduce, "normalise": self.normalise}
-        scores = facts.get("importance", policy=policy, **options).scores
+        if self.criterion == "obs":
+            scores = facts.get("errors", policy=policy).scores
+        else:
+            scores = facts.get("importance", policy=policy, **options).scores
         kept = kept_by_name(graph, coupling, (*self.keep, *facts.context.keep))
         choice = _Choice(self, coupling, kept, facts)
         removed = np.zeros(coupling.n_units, bool)
@@ -135,6 +141,7 @@ class _Choice:
         finite = np.where(np.isneginf(scores), np.nanmin(scores[np.isfinite(scores)], initial=0.0) - 1.0, scores)
         frozen = self.kept | protected_units(self.coupling, finite) | np.isposinf(scores)
         events = ladder(self.coupling, self.groups, finite, frozen, self.align, self.options.max_ratio)
+        self.events = events
         rankings = [ranking([events[i] for i in members]) for members in self.classes]
         if self.budget:
             return self._within_budget(in_step(rankings, self.sizes), progress)
@@ -168,7 +175,10 @@ class _Choice:
         def cost(events: Sequence[Event]) -> float:
             return float(getattr(model.predict(removed_by(events, n_units)), self.budget))
 
-        chosen = take_budget(order, limit, cost)
+        if self.options.allocate == "error":
+            chosen = allocate(self.events, limit, cost)
+        else:
+            chosen = take_budget(order, limit, cost)
         if chosen is None:
             least = math.ceil(cost(order) / limit * share * 1e4) / 1e4
             raise BudgetError(

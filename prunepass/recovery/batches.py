@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from prunepass.errors import ModelError, PruneError
 from prunepass.feeds import Feeds, random_inputs, split_data
 from prunepass.graph import Graph
 from prunepass.runtime import session
+
+if TYPE_CHECKING:
+    from prunepass.manager import Facts
 
 log = logging.getLogger(__name__)
 MOST_PER_BATCH = 32
@@ -107,3 +111,12 @@ def _runs(graph: Graph, parts: Sequence[Feeds]) -> bool:
         log.info("data: samples are run together, not in batches: %s", error)
         return False
     return True
+
+def calibration(facts: Facts) -> Batches:
+    """Return the calibration data, drawn where none are given."""
+    context = facts.context
+    if context.calibration is None and context.data is not None:
+        context.calibration = from_arrays(context.data, facts.source)
+    if context.calibration is None:
+        context.calibration = drawn(facts.source, facts.get("shapes").shape, context.seed)
+    return context.calibration
