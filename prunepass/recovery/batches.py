@@ -75,9 +75,9 @@ def from_dicts(given: Iterable[Mapping[str, np.ndarray]], graph: Graph, most: in
     for number, entry in enumerate(given):
         if not isinstance(entry, Mapping):
             raise ModelError(f"batch {number} of the data is a {type(entry).__name__}; yield dicts of arrays by input")
-        parts = from_arrays(check_data(graph, entry), graph)
-        found += parts.feeds
-        samples += parts.samples
+        feeds = split_data(check_data(graph, entry), graph)
+        found += feeds
+        samples += len(feeds) if len(feeds) > 1 or not _dynamic_first(graph) else _first_length(feeds[0])
         if samples >= most:
             log.warning("data: only the first %d samples are used", samples)
             break
@@ -95,6 +95,12 @@ def drawn(graph: Graph, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Bat
 def joined(parts: Sequence[Batches]) -> Batches:
     """Put several sets together."""
     return Batches(tuple(chain.from_iterable(p.feeds for p in parts)), sum(p.samples for p in parts))
+
+
+def _first_length(feeds: Feeds) -> int:
+    """Return the length of the first axis, where all inputs have the same."""
+    lengths = {len(array) for array in feeds.values() if array.ndim}
+    return lengths.pop() if len(lengths) == 1 else 1
 
 
 def _dynamic_first(graph: Graph) -> bool:

@@ -40,6 +40,7 @@ class _Seen:
 
     place: Place
     covariance: np.ndarray
+    rows: int
     weight: np.ndarray
     units: np.ndarray
     variance: float
@@ -65,7 +66,7 @@ def unit_errors(
         for at, units in enumerate(layer.units):
             if units.any():
                 share = weight.get(layer.place.y, 0.0) / layer.weight.shape[2] / len(layer.units)
-                reader = Reader.of(layer.covariance[at], layer.weight[at], units, share)
+                reader = Reader.of(layer.covariance[at], layer.rows, layer.weight[at], units, share)
                 for number in np.unique(group_of[units[units > 0]]):
                     readers.setdefault(int(number), []).append(reader)
     scores = np.zeros(coupling.n_units)
@@ -102,7 +103,8 @@ def _look(
         running.need(product.x, place.y)
         found = _covariance(running, place, weight.shape, graph.consts.shape(product.weight), batches, options.seed)
         running.release(product.x, place.y)
-        yield _Seen(place, found[0], weight, units, found[1])
+        covariance, rows, variance = found
+        yield _Seen(place, covariance, rows, weight, units, variance)
     running.close()
 
 
@@ -132,7 +134,7 @@ def _covariance(
     stored: Sequence[int],
     batches: Batches,
     seed: int,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, int, float]:
     """Return the covariance of the features of each group, and the mean variance of an output channel."""
     groups, features, outputs = shape
     product, count = place.product, len(batches.feeds)
@@ -154,4 +156,4 @@ def _covariance(
         y_square += np.square(b).sum(axis=1)
     mean = sums / n
     variance = np.maximum(y_square / n - np.square(y_sum / n), 0)
-    return squares / n - mean[:, :, None] * mean[:, None, :], float(variance.mean())
+    return squares / n - mean[:, :, None] * mean[:, None, :], n, float(variance.mean())

@@ -19,6 +19,8 @@ from scipy.linalg import cho_factor, cho_solve
 
 DAMPING = 1e-2
 """Multiple of the mean variance that is added to the diagonal: OSSCAR's default."""
+SPREAD = 2.0
+"""The same per feature and row: with few rows, features seem to explain each other that do not."""
 
 
 @dataclass
@@ -34,10 +36,11 @@ class Reader:
     units: np.ndarray
 
     @classmethod
-    def of(cls, covariance: np.ndarray, weight: np.ndarray, units: np.ndarray, importance: float) -> Reader:
-        """Start from a covariance; errors count `importance` times."""
+    def of(cls, covariance: np.ndarray, rows: int, weight: np.ndarray, units: np.ndarray, importance: float) -> Reader:
+        """Start from a covariance that was found from so many rows; errors count `importance` times."""
         scale = np.trace(covariance) / len(covariance)
-        damped = covariance + np.eye(len(covariance)) * max(DAMPING * scale, 1e-12)
+        damping = max(DAMPING, SPREAD * len(covariance) / rows)
+        damped = covariance + np.eye(len(covariance)) * max(damping * scale, 1e-12)
         inverse = cho_solve(cho_factor(damped, check_finite=False), np.eye(len(damped)), check_finite=False)
         return cls(inverse, weight * np.sqrt(importance), units)
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Multiples of the mean variance of the features; the papers on least squares after pruning use 1e-3 throughout."""
 _START = RIDGES.index(1e-3)
 _ROUNDS = 8
+_SMALL = 64
 
 
 @dataclass
@@ -127,7 +129,7 @@ class Regression:
     def __init__(self, train: Rows, held: Rows, start: np.ndarray, free: bool, flat: Flat) -> None:
         self.train, self.held, self.start, self.free, self.flat = train, held, start, free, flat
         self.moments = Moments(train, free)
-        self._factors: tuple[float, list[tuple[np.ndarray, bool] | None]] = (-1.0, [])
+        self._inverse: tuple[float, Any] | None = None
         self.signal = max(self._signal(), 1e-30)
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> float:
@@ -164,22 +166,18 @@ class Regression:
         return weight, bias
 
     def _applied(self, ridge: float, right: np.ndarray) -> np.ndarray:
-        if self._factors[0] != ridge:
-            self._factors = ridge, [self._factor(group, ridge) for group in range(len(right))]
-        found = np.zeros(right.shape)
-        for group, factor in enumerate(self._factors[1]):
-            if factor is not None:
-                found[group] = cho_solve(factor, right[group], check_finite=False)
-        return found
-
-    def _factor(self, group: int, ridge: float) -> tuple[np.ndarray, bool] | None:
-        shift = ridge * self.moments.scale[group]
-        if shift <= 0:
-            return None
-        matrix = self.moments.xx[group].copy()
-        matrix.flat[:: len(matrix) + 1] += shift
-        factor: tuple[np.ndarray, bool] = cho_factor(matrix, overwrite_a=True, check_finite=False)
-        return factor
+        """Return (XX + ridge)^-1 right; inverses are fine here, since the ridge keeps the matrix well away from 0."""
+        if self._inverse is None or self._inverse[0] != ridge:
+            shifts = ridge * self.moments.scale
+            matrix = self.moments.xx.copy()
+            step = matrix.shape[1] + 1
+            matrix.reshape(len(matrix), -1)[:, ::step] += np.where(shifts > 0, shifts, 1.0)[:, None]
+            large = matrix.shape[1] > _SMALL
+            self._inverse = ridge, [cho_factor(m, check_finite=False) for m in matrix] if large else np.linalg.inv(matrix)
+        known = self._inverse[1]
+        if isinstance(known, np.ndarray):
+            return known @ right
+        return np.stack([cho_solve(factor, own, check_finite=False) for factor, own in zip(known, right)])
 
     def _intercept(self, weight: np.ndarray) -> np.ndarray:
         return self.moments.y - np.einsum("gf,gfo->go", self.moments.x, weight)
