@@ -73,19 +73,20 @@ class Session:
         """Names of what a run returns: graph outputs, then taps."""
         return tuple(self._outputs)
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the model once.
+    def run(self, feeds: Mapping[str, np.ndarray], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Run the model once; names: of what to return, everything by default.
 
         Raises
             ModelError, UnsupportedError: with the first line of onnxruntime's message.
         """
         try:
-            values = self._inner.run(list(self._outputs.values()), dict(feeds))
+            chosen = self._outputs if names is None else {name: self._outputs[name] for name in names}
+            values = self._inner.run(list(chosen.values()), dict(feeds))
         except _ort_errors() as error:
             shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in feeds.items())
             hint = "give other sizes with --shape, or data with --data"
             raise _translated(error, f"onnxruntime fails to run the model on {shapes}", hint) from error
-        return dict(zip(self._outputs, values, strict=True))
+        return dict(zip(chosen, values, strict=True))
 
 
 def session(

@@ -118,6 +118,7 @@ def _runs(graph: Graph, parts: Sequence[Feeds]) -> bool:
         return False
     return True
 
+
 def calibration(facts: Facts) -> Batches:
     """Return the calibration data, drawn where none are given."""
     context = facts.context

@@ -173,7 +173,10 @@ class Regression:
             step = matrix.shape[1] + 1
             matrix.reshape(len(matrix), -1)[:, ::step] += np.where(shifts > 0, shifts, 1.0)[:, None]
             large = matrix.shape[1] > _SMALL
-            self._inverse = ridge, [cho_factor(m, check_finite=False) for m in matrix] if large else np.linalg.inv(matrix)
+            self._inverse = (
+                ridge,
+                [cho_factor(m, check_finite=False) for m in matrix] if large else np.linalg.inv(matrix),
+            )
         known = self._inverse[1]
         if isinstance(known, np.ndarray):
             return known @ right

@@ -1,5 +1,8 @@
 """What an error in a layer does to the output of the network: noise is added there, and the output compared.
 
+Half of the noise is the layer's own output for another sample, centred: it has the covariance of real activations, in
+space too. White noise alone would vanish in the next pool, which errors of pruning do not. The other half is white.
+
 Source
     This project. Where OBS-like methods take a second derivative of the loss, this takes one more forward pass.
 """
@@ -8,18 +11,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from onnx import helper
+from onnx import ValueInfoProto, helper
 
+from prunepass.feeds import Feeds
 from prunepass.graph import Graph, Node
 from prunepass.recovery.batches import Batches
-from prunepass.runtime import session
+from prunepass.runtime import Session, session
 
 NOISE = 0.05
 """Variance of the noise, relative to that of the layer's output."""
 _MOST_MACS = 1.5e12
+_MOST_BYTES = 256 << 20
 
 
 def output_sensitivity(
@@ -38,45 +43,75 @@ def output_sensitivity(
     chosen = batches.first(samples).feeds
     taps = {value: graph.fresh_name(f"{value}__noise") for value in variance}
     running = session(_with_noise(graph, taps, elem_types), optimise="basic")
-    types = {tap: helper.tensor_dtype_to_np_dtype(elem_types.get(value, 1)) for value, tap in taps.items()}
-    silence = {tap: np.zeros((), kind) for tap, kind in types.items()}
+    silence = {
+        tap: np.zeros((), helper.tensor_dtype_to_np_dtype(elem_types.get(value, 1))) for value, tap in taps.items()
+    }
     found = dict.fromkeys(variance, 0.0)
+    before: dict[str, np.ndarray] = {}
     for number, feeds in enumerate(chosen):
-        clean = running.run({**feeds, **silence})
-        power = {name: _power(clean[name]) for name in graph.output_names if clean[name].dtype.kind == "f"}
-        for value, tap in taps.items():
+        quiet = {**feeds, **silence}
+        clean = running.run(quiet, graph.output_names)
+        power = {name: _power(value) for name, value in clean.items() if value.dtype.kind == "f"}
+        for value, plain in _activations(running, taps, quiet):
             rng = np.random.default_rng([seed, zlib.crc32(value.encode()), number])
-            noise = rng.standard_normal(clean[f"{tap}_shape"]) * math.sqrt(NOISE * variance[value])
-            hurt = running.run({**feeds, **silence, tap: noise.astype(types[tap])})
+            noise = _noise(plain, before.get(value), rng) * math.sqrt(NOISE * variance[value])
+            before[value] = plain[-1:]
+            hurt = running.run({**quiet, taps[value]: noise.astype(plain.dtype)}, list(power))
             misses = [
                 _power(hurt[name] - clean[name]) / own
                 for name, own in power.items()
                 if own > 0 and hurt[name].shape == clean[name].shape
             ]
             found[value] += float(np.mean(misses)) if misses else 0.0
-    scale = {value: max(NOISE * variance[value], 1e-30) * len(chosen) for value in variance}
-    return {value: total / scale[value] for value, total in found.items()}
+    return {value: total / len(chosen) / max(NOISE * variance[value], 1e-30) for value, total in found.items()}
+
+
+def _activations(running: Session, taps: Mapping[str, str], feeds: Feeds) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield values with what they are without noise, a portion at a time."""
+    portion: list[str] = []
+    values, size = list(taps), 0
+    for at, value in enumerate(values):
+        portion.append(value)
+        if size == 0:
+            plain = running.run(feeds, [f"{taps[value]}_plain"])[f"{taps[value]}_plain"]
+            size = max(1, plain.nbytes)
+        if len(portion) * size > _MOST_BYTES or at == len(values) - 1:
+            found = running.run(feeds, [f"{taps[name]}_plain" for name in portion])
+            yield from ((name, found[f"{taps[name]}_plain"]) for name in portion)
+            portion, size = [], 0
+
+
+def _noise(plain: np.ndarray, before: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """Return noise of variance 1 in the shape of a value."""
+    white = rng.standard_normal(plain.shape)
+    if not plain.ndim:
+        return white
+    if len(plain) > 1:
+        alike = np.roll(plain, 1, axis=0).astype(np.float64) - plain.mean(axis=0, dtype=np.float64)
+    else:
+        other = before if before is not None and before.shape == plain.shape else plain[..., ::-1]
+        alike = other.astype(np.float64) - other.mean(dtype=np.float64)
+    spread = float(np.sqrt(np.square(alike).mean()))
+    return white if spread == 0 else math.sqrt(0.5) * (white + alike / spread)
 
 
 def _power(value: np.ndarray) -> float:
-    """Return the variance around the mean of each sample: what a constant cannot explain."""
+    """Return the sum of squares around the mean of each sample: what a constant cannot explain."""
     rows = value.astype(np.float64).reshape(len(value) if value.ndim else 1, -1)
     rows = rows - rows.mean(axis=1, keepdims=True) if rows.shape[1] > 1 else rows
     return float(np.nan_to_num(np.square(rows).sum()))
 
 
 def _with_noise(graph: Graph, taps: Mapping[str, str], elem_types: Mapping[str, int]) -> Graph:
-    """Add an input to each value, and an output `<input>_shape` that says how large it must be."""
+    """Add an input to each value, and an output `<input>_plain` that shows it without."""
     noisy = graph.copy()
     producers = noisy.producers()
     made: dict[int, list[Node]] = {}
     for value, tap in taps.items():
-        node = producers[value]
-        plain = noisy.fresh_name(f"{value}__plain")
+        node, plain = producers[value], f"{tap}_plain"
         node.outputs = [plain if name == value else name for name in node.outputs]
         noisy.add_input(tap, elem_types.get(value, 1))
-        behind = [Node.make("Add", [plain, tap], [value]), Node.make("Shape", [plain], [f"{tap}_shape"])]
-        made.setdefault(id(node), [node]).extend(behind)
-        noisy.outputs = [*noisy.outputs, helper.make_tensor_value_info(f"{tap}_shape", 7, None)]
+        made.setdefault(id(node), [node]).append(Node.make("Add", [plain, tap], [value]))
+        noisy.outputs = [*noisy.outputs, ValueInfoProto(name=plain)]
     noisy.replace(made)
     return noisy
