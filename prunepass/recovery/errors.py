@@ -1,9 +1,13 @@
-"""What the removal of each unit costs in output error, from calibration data: the readers of all groups, swept."""
+"""What the removal of each unit costs in output error, from calibration data: the readers of all groups, swept.
+
+Units that no layer reads which could be refitted (queries and keys, which meet in a product of two values) cost the
+power of what they carry instead, where it is made.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +15,13 @@ import numpy as np
 from prunepass.coupling import Coupling
 from prunepass.graph import Graph
 from prunepass.labels import spans
+from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
 from prunepass.recovery.obs import Reader, Sweep
 from prunepass.recovery.sensitivity import output_sensitivity
-from prunepass.recovery.sequential import Options, Place, places
+from prunepass.recovery.sequential import Options, Place, steps
 from prunepass.recovery.staged import Staged, Store
+from prunepass.rules.gates import Gates
 
 _LEAST_ROWS, _ROWS_PER_FEATURE, _MOST_ROW_BYTES = 16384, 16, 200 << 20
 
@@ -28,6 +34,7 @@ class UnitErrors:
         scores: (units,) what a unit adds to the output error when it goes after all cheaper ones of its group.
     Units
         scores: squared error of the outputs relative to their variance, as the noise experiment predicts it.
+        sensitivity: of each value, that error per squared error in it.
     """
 
     scores: np.ndarray
@@ -35,83 +42,130 @@ class UnitErrors:
 
 
 @dataclass
-class _Seen:
-    """Covariances of one layer, group by group, and the variance of what it makes."""
+class _Covariance:
+    """Accumulate the covariance of rows, group by group."""
 
-    place: Place
+    n: int
+    sums: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def empty(cls, groups: int, features: int) -> _Covariance:
+        return cls(0, np.zeros((groups, features)), np.zeros((groups, features, features)))
+
+    def add(self, rows: np.ndarray) -> None:
+        rows = rows.astype(np.float64)
+        self.n += rows.shape[1]
+        self.sums += rows.sum(axis=1)
+        self.squares += rows.transpose(0, 2, 1) @ rows
+
+    def value(self) -> np.ndarray:
+        mean = self.sums / max(1, self.n)
+        found: np.ndarray = self.squares / max(1, self.n) - mean[:, :, None] * mean[:, None, :]
+        return found
+
+
+@dataclass
+class _Seen:
+    """What was seen of one product with a constant matrix.
+
+    value: where an error of it counts. gain: mean squared error there per mean squared error of the product.
+
+    Shapes
+        covariance: (groups, features, features), from `rows` rows. weight: (groups, features, outputs). units: (groups,
+        features) ids.
+    """
+
+    value: str
     covariance: np.ndarray
     rows: int
     weight: np.ndarray
     units: np.ndarray
-    variance: float
+    gain: float = 1.0
 
 
-def unit_errors(
-    graph: Graph,
-    coupling: Coupling,
-    batches: Batches,
-    macs: int,
-    options: Options,
-    tell: Callable[[str, int, int], None] | None = None,
-) -> UnitErrors:
-    """Sweep every group; units that no layer reads cost nothing."""
-    seen = list(_look(graph, coupling, batches, options, tell))
-    variance = {layer.place.y: layer.variance for layer in seen if layer.variance > 0}
-    weight = output_sensitivity(graph, variance, coupling.elem_types, batches, macs, options.seed) if variance else {}
-    readers: dict[int, list[Reader]] = {}
-    group_of = np.zeros(coupling.n_units, np.int64)
-    for number, group in enumerate(coupling.groups, 1):
-        group_of[group.units] = number
-    for layer in seen:
-        for at, units in enumerate(layer.units):
-            if units.any():
-                share = weight.get(layer.place.y, 0.0) / layer.weight.shape[2] / len(layer.units)
-                reader = Reader.of(layer.covariance[at], layer.rows, layer.weight[at], units, share)
-                for number in np.unique(group_of[units[units > 0]]):
-                    readers.setdefault(int(number), []).append(reader)
-    scores = np.zeros(coupling.n_units)
-    for number, group in enumerate(coupling.groups, 1):
-        if tell is not None:
-            tell("obs", number, len(coupling.groups))
-        if number in readers:
-            flat = group.units.reshape(-1)
-            order, costs = Sweep(readers[number], flat).run(min(len(group.units), flat.size))
-            scores[flat] = np.inf
-            scores[flat[order]] = np.maximum.accumulate(costs)
-            last = costs.max(initial=0.0)
-            scores[flat] = np.where(np.isinf(scores[flat]), 2 * last + 1e-12, scores[flat])
-    return UnitErrors(scores, weight)
+class _Look:
+    """Run a graph once over all batches and keep what was seen of its layers.
 
+    power: mean squared output by unit, with the value that carries it. variance: of the values where errors count.
+    """
 
-def _look(
-    graph: Graph,
-    coupling: Coupling,
-    batches: Batches,
-    options: Options,
-    tell: Callable[[str, int, int], None] | None,
-) -> Iterator[_Seen]:
-    """Run the graph once and yield every layer that reads units."""
-    running = Staged(graph, batches.feeds, Store(options.memory))
-    todo = [(place, units) for place in places(graph) if (units := feature_units(place, graph, coupling)) is not None]
-    for number, (place, units) in enumerate(todo):
-        if tell is not None:
-            tell("statistics", number, len(todo))
+    def __init__(self, graph: Graph, coupling: Coupling, batches: Batches, options: Options) -> None:
+        self.graph, self.coupling, self.batches, self.options = graph, coupling, batches, options
+        self.running = Staged(graph, batches.feeds, Store(options.memory))
+        self.seen: list[_Seen] = []
+        self.variance: dict[str, float] = {}
+        self.power: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def run(self, tell: Progress | None) -> None:
+        """Look at every layer."""
+        todo = list(steps(self.graph))
+        for number, step in enumerate(todo):
+            if tell is not None:
+                tell("errors", number, len(todo))
+            if isinstance(step, Gates):
+                self._gates(step)
+            else:
+                self._place(step)
+        self.running.close()
+
+    def _place(self, place: Place) -> None:
         product = place.product
-        weight = product.matrix(graph.consts[product.weight].astype(np.float64))
-        if weight.shape[1] > options.most_features:
-            continue
-        running.need(product.x, place.y)
-        found = _covariance(running, place, weight.shape, graph.consts.shape(product.weight), batches, options.seed)
-        running.release(product.x, place.y)
-        covariance, rows, variance = found
-        yield _Seen(place, covariance, rows, weight, units, variance)
-    running.close()
+        units, made = feature_units(place, self.graph, self.coupling)
+        weight = product.matrix(self.graph.consts[product.weight].astype(np.float64))
+        if (units is None and made is None) or weight.shape[1] > self.options.most_features:
+            return
+        self.running.need(product.x, place.y)
+        groups, features, outputs = weight.shape
+        stored = self.graph.consts.shape(product.weight)
+        covariance = _Covariance.empty(groups, features)
+        n, y_sum, y_square = 0, np.zeros((groups, outputs)), np.zeros((groups, outputs))
+        for batch in range(len(self.batches.feeds)):
+            y, x = self.running.value(place.y, batch), self.running.value(product.x, batch)
+            pick = self._pick(product.y, batch, product.count(y), groups * features, features)
+            rows = product.targets(y, groups, pick).astype(np.float64)
+            n, y_sum, y_square = n + rows.shape[1], y_sum + rows.sum(axis=1), y_square + np.square(rows).sum(axis=1)
+            if units is not None:
+                covariance.add(product.rows(x, stored, y.shape, pick))
+        self.running.release(product.x, place.y)
+        self.variance[place.y] = float(np.maximum(y_square / n - np.square(y_sum / n), 0).mean())
+        if units is not None:
+            self.seen.append(_Seen(place.y, covariance.value(), covariance.n, weight, units))
+        if made is not None and made.size == y_square.size:
+            self.power[place.y] = made, y_square.reshape(-1) / n / made.size
+
+    def _gates(self, layer: Gates) -> None:
+        w, r = (self.graph.consts[name].astype(np.float64) for name in (layer.w, layer.r))
+        self.running.need(layer.x, layer.y)
+        seen_x, seen_y = _Covariance.empty(1, w.shape[2]), _Covariance.empty(r.shape[0], r.shape[2])
+        for batch in range(len(self.batches.feeds)):
+            x, y = self.running.value(layer.x, batch), self.running.value(layer.y, batch)
+            y = y.transpose(1, 2, 0, 3) if layer.batch_first else y
+            seen_x.add(x.reshape(1, -1, x.shape[-1]))
+            seen_y.add(y.transpose(1, 0, 2, 3).reshape(y.shape[1], -1, y.shape[3]))
+        self.running.release(layer.x, layer.y)
+        of_x, of_y = np.broadcast_to(seen_x.value(), (len(w), *seen_x.squares.shape[1:])), seen_y.value()
+        self.variance[layer.y] = float(np.trace(of_y, axis1=1, axis2=2).mean() / of_y.shape[1])
+        before = sum(float(np.einsum("dgi,dij,dgj->dg", m, c, m).mean()) for m, c in ((w, of_x), (r, of_y)))
+        gain = self.variance[layer.y] / max(before, 1e-30)
+        for name, covariance, matrix in ((layer.w, of_x, w), (layer.r, of_y, r)):
+            units = np.zeros((len(matrix), matrix.shape[2]), np.int64)
+            for factor in self.coupling.factors.get(name, ()):
+                if factor.shape[1] == 1 and factor.shape[2] > 1:
+                    units = np.maximum(units, np.broadcast_to(factor[:, 0], units.shape))
+            self.seen.append(_Seen(layer.y, covariance, seen_x.n, matrix.transpose(0, 2, 1), units, gain))
+
+    def _pick(self, name: str, batch: int, rows: int, width: int, features: int) -> np.ndarray:
+        wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * features), _MOST_ROW_BYTES // (4 * width))
+        take = min(rows, -(-wanted // len(self.batches.feeds)))
+        rng = np.random.default_rng([self.options.seed, zlib.crc32(name.encode()), batch])
+        return np.sort(rng.choice(rows, take, replace=False)) if take < rows else np.arange(rows)
 
 
-def feature_units(place: Place, graph: Graph, coupling: Coupling) -> np.ndarray | None:
-    """Return the unit of every feature of a layer, (groups, features); None where it reads none.
+def feature_units(place: Place, graph: Graph, coupling: Coupling) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the unit of every feature that a layer reads, (groups, features), and of every channel that it makes.
 
-    A unit that the layer also makes, as in a depthwise convolution, costs nothing there.
+    None where there are none. A unit that the layer both reads and makes, as in a depthwise convolution, is not read.
     """
     product = place.product
     shape = graph.consts.shape(product.weight)
@@ -119,41 +173,64 @@ def feature_units(place: Place, graph: Graph, coupling: Coupling) -> np.ndarray 
     own = np.unique(np.concatenate([np.zeros(1, np.int64), *made]))
     found: np.ndarray | None = None
     for factor in coupling.factors.get(product.weight, ()):
-        units = product.matrix(np.broadcast_to(factor.astype(np.float32), shape)).astype(np.int64)
+        units = product.matrix(np.broadcast_to(factor.astype(np.float64), shape)).astype(np.int64)
         first = units[:, :, 0]
         if spans(factor) and (units == first[:, :, None]).all():
             first = np.where(np.isin(first, own), 0, first)
             found = first if found is None else np.maximum(found, first)
-    return found if found is not None and found.any() else None
+    return found if found is not None and found.any() else None, made[0] if len(made) == 1 else None
 
 
-def _covariance(
-    running: Staged,
-    place: Place,
-    shape: Sequence[int],
-    stored: Sequence[int],
-    batches: Batches,
-    seed: int,
-) -> tuple[np.ndarray, int, float]:
-    """Return the covariance of the features of each group, and the mean variance of an output channel."""
-    groups, features, outputs = shape
-    product, count = place.product, len(batches.feeds)
-    wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * features), _MOST_ROW_BYTES // (4 * groups * features))
-    n, sums, squares = 0, np.zeros((groups, features)), np.zeros((groups, features, features))
-    y_sum, y_square = np.zeros((groups, outputs)), np.zeros((groups, outputs))
-    for batch in range(count):
-        y, x = running.value(place.y, batch), running.value(product.x, batch)
-        rows = product.count(y)
-        take = min(rows, -(-wanted // count))
-        rng = np.random.default_rng([seed, zlib.crc32(product.y.encode()), batch])
-        pick = np.sort(rng.choice(rows, take, replace=False)) if take < rows else np.arange(rows)
-        a = product.rows(x, stored, y.shape, pick).astype(np.float64)
-        b = product.targets(y, groups, pick).astype(np.float64)
-        n += take
-        sums += a.sum(axis=1)
-        squares += a.transpose(0, 2, 1) @ a
-        y_sum += b.sum(axis=1)
-        y_square += np.square(b).sum(axis=1)
-    mean = sums / n
-    variance = np.maximum(y_square / n - np.square(y_sum / n), 0)
-    return squares / n - mean[:, :, None] * mean[:, None, :], n, float(variance.mean())
+def unit_errors(
+    graph: Graph, coupling: Coupling, batches: Batches, macs: int, options: Options, tell: Progress | None = None
+) -> UnitErrors:
+    """Sweep every group. macs: of one run of the graph."""
+    look = _Look(graph, coupling, batches, options)
+    look.run(tell)
+    variance = {value: size for value, size in look.variance.items() if size > 0}
+    weight = output_sensitivity(graph, variance, coupling.elem_types, batches, macs, options.seed) if variance else {}
+    group_of = np.zeros(coupling.n_units, np.int64)
+    for number, group in enumerate(coupling.groups, 1):
+        group_of[group.units] = number
+    readers: dict[int, list[Reader]] = {}
+    for number, reader in _readers(look.seen, weight, group_of):
+        readers.setdefault(number, []).append(reader)
+    power = _carried(look.power, weight, coupling.n_units)
+    scores = np.zeros(coupling.n_units)
+    for number, group in enumerate(coupling.groups, 1):
+        if tell is not None:
+            tell("errors", number, len(coupling.groups))
+        flat = group.units.reshape(-1)
+        if number in readers:
+            scores[flat] = _swept(readers.pop(number), flat, len(group.units))
+        else:
+            scores[flat] = power[flat]
+    return UnitErrors(scores, weight)
+
+
+def _readers(seen: Sequence[_Seen], weight: dict[str, float], group_of: np.ndarray) -> Iterator[tuple[int, Reader]]:
+    """Yield every group of units with what reads it."""
+    for layer in seen:
+        share = weight.get(layer.value, 0.0) * layer.gain / layer.weight.shape[2] / len(layer.units)
+        for at, units in enumerate(layer.units):
+            if units.any():
+                reader = Reader.of(layer.covariance[at], layer.rows, layer.weight[at], units, share)
+                for number in np.unique(group_of[units[units > 0]]):
+                    yield int(number), reader
+
+
+def _swept(readers: list[Reader], units: np.ndarray, rows: int) -> np.ndarray:
+    """Return what each unit of a group costs; the last of each row costs more than all others."""
+    order, costs = Sweep(readers, units).run(min(rows, units.size))
+    found = np.full(units.size, 2 * costs.max(initial=0.0) + 1e-12)
+    found[order] = np.maximum.accumulate(costs)
+    return found
+
+
+def _carried(power: dict[str, tuple[np.ndarray, np.ndarray]], weight: dict[str, float], n_units: int) -> np.ndarray:
+    """Return the power that each unit carries where it is made, as output error."""
+    found = np.zeros(n_units)
+    for value, (units, squares) in power.items():
+        np.add.at(found, units, squares * weight.get(value, 0.0))
+    found[0] = 0.0
+    return found

@@ -17,18 +17,20 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prunepass.graph import Graph
+from prunepass.graph import Graph, Node
 from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
+from prunepass.recovery.recurrent import RecurrentRefit
 from prunepass.recovery.ridge import Fit, Flat, Rows, fit
 from prunepass.recovery.staged import Staged, Store
 from prunepass.recovery.teacher import Teacher
 from prunepass.rules.flat import flat_range
+from prunepass.rules.gates import Gates, gates
 from prunepass.rules.linear import Bias, Linear, bias_of, linear, residual
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,16 @@ class Place:
     total: str = ""
     shortcut: str = ""
 
+    @property
+    def node(self) -> Node:
+        """The node of the product."""
+        return self.product.node
+
+    @property
+    def x(self) -> str:
+        """What is multiplied."""
+        return self.product.x
+
 
 @dataclass(frozen=True)
 class NewBias:
@@ -110,6 +122,18 @@ def places(graph: Graph) -> Iterator[Place]:
         yield Place(product, bias, y, *(residual(y, graph, uses) or ("", "")))
 
 
+def steps(graph: Graph) -> Iterator[Place | Gates]:
+    """Yield everything that can be refitted, in topological order."""
+    found: dict[int, Place | Gates] = {id(place.node): place for place in places(graph)}
+    uses = graph.uses()
+    for node in graph.nodes:
+        layer = gates(node, graph)
+        if layer is not None and all(len(uses[n]) == 1 for n in (layer.w, layer.r, layer.b) if n):
+            found[id(node)] = layer
+        if id(node) in found:
+            yield found[id(node)]
+
+
 class Sequential:
     """Refit a sliced graph in place, layer by layer.
 
@@ -129,43 +153,42 @@ class Sequential:
 
     def run(self, progress: Progress | None = None) -> list[Layer]:
         """Refit every layer behind something pruned; returns what was done, in order."""
-        todo = list(places(self.graph))
-        waiting = {id(place.product.node) for place in todo}
+        todo = list(steps(self.graph))
+        waiting = {id(step.node) for step in todo}
         touched = _behind(self.graph, self.teacher)
-        for number, place in enumerate(self._ordered(todo)):
+        for number, step in enumerate(self._ordered(todo)):
             if progress is not None:
                 progress("compensate", number, len(todo))
-            waiting.discard(id(place.product.node))
-            if place.product.x in touched or self.teacher.loses(place.product.weight):
+            waiting.discard(id(step.node))
+            if step.x in touched or any(self.teacher.loses(name) for name in step.node.inputs if name):
                 start = time.perf_counter()
-                layer = Layer(place.product.node.name or place.product.y, place.product.node.op)
-                self._refit(self._with_target(place, waiting), layer)
+                layer = Layer(step.node.name or step.node.outputs[0], step.node.op)
+                if isinstance(step, Gates):
+                    self._refit_states(step, layer)
+                else:
+                    self._refit(self._with_target(step, waiting), layer)
                 layer.seconds = time.perf_counter() - start
                 self.layers.append(layer)
                 log.debug("compensate: %s", layer)
         return self.layers
 
-    def _ordered(self, todo: list[Place]) -> Iterator[Place]:
+    def _ordered(self, todo: Sequence[Place | Gates]) -> Iterator[Place | Gates]:
         """Yield the layers in topological order, but of two that meet in a residual sum the one that fits less first."""
-        position = {id(node): at for at, node in enumerate(self.graph.nodes)}
-        layer_at = {id(place.product.node): place for place in todo}
-        done: set[int] = set()
-        for place in todo:
-            if place.total and id(place.product.node) not in done:
-                before = [node for node in self.pruned.pending(place.shortcut) if id(node) in layer_at]
-                open_ = [layer_at[id(node)] for node in before if id(node) not in done]
-                own = self._features(place)
-                if place.product.node not in before and all(self._features(p) < own for p in open_):
-                    for other in sorted(open_, key=lambda p: position[id(p.product.node)]):
-                        done.add(id(other.product.node))
+        waiting = {id(step.node): step for step in todo}
+        for step in todo:
+            if isinstance(step, Place) and step.total and id(step.node) in waiting:
+                ahead = [waiting[id(node)] for node in self.pruned.pending(step.shortcut) if id(node) in waiting]
+                less = [other for other in ahead if isinstance(other, Place)]
+                if (
+                    less == ahead
+                    and step not in ahead
+                    and all(_features(self.graph, o) < _features(self.graph, step) for o in less)
+                ):
+                    for other in less:
+                        del waiting[id(other.node)]
                         yield other
-            if id(place.product.node) not in done:
-                done.add(id(place.product.node))
-                yield place
-
-    def _features(self, place: Place) -> int:
-        shape = self.graph.consts.shape(place.product.weight)
-        return math.prod(shape) // max(1, shape[0])
+            if waiting.pop(id(step.node), None) is not None:
+                yield step
 
     def _with_target(self, place: Place, waiting: set[int]) -> Place:
         """Aim at the residual sum where the other summand is final, else at the output of the layer."""
@@ -206,6 +229,25 @@ class Sequential:
             return
         layer.method = "ls"
         self._install(place, weight, found)
+
+    def _refit_states(self, gates: Gates, layer: Layer) -> None:
+        """Refit a recurrent layer."""
+        if gates.y not in self._known or gates.x not in (*self._known, *self.teacher.graph.input_names):
+            layer.note = "the dense model has no such value"
+            return
+        given = [name for name in gates.node.inputs if name and name not in self.graph.consts]
+        self.dense.need(gates.x, gates.y, *([gates.initial] if gates.initial else []))
+        self.pruned.need(*given)
+        outcome = RecurrentRefit(gates, self.graph, self.teacher, self.dense, self.pruned, self.batches).run()
+        self.dense.release(gates.x, gates.y, gates.initial)
+        self.pruned.release(*given)
+        layer.before, layer.after, layer.rows = outcome.before, outcome.after, outcome.rows
+        if not outcome.tensors:
+            layer.note = "no better on held-back rows"
+            return
+        layer.method = "ls"
+        for name, new in outcome.tensors.items():
+            self.graph.consts[name] = self.changed[name] = new
 
     def _bias_vector(self, place: Place, shape: tuple[int, ...]) -> np.ndarray | None:
         """Return the bias as (groups, outputs), zeros where there is none yet, None where there can be none."""
@@ -292,6 +334,11 @@ class Sequential:
         wide = np.zeros((*narrow.shape[:-1], kept.size), narrow.dtype)
         wide[..., kept] = narrow
         return wide
+
+
+def _features(graph: Graph, place: Place) -> int:
+    shape = graph.consts.shape(place.product.weight)
+    return math.prod(shape) // max(1, shape[0])
 
 
 def _behind(graph: Graph, teacher: Teacher) -> set[str]:
