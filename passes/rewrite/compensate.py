@@ -33,4 +33,3 @@ class Compensate(Rewrite):
         facts.cuts[-1].refitted = work.refitted()
         facts.recovery.append({"pass": str(self), "layers": [vars(layer) for layer in layers]})
         return len(work.changed)
-
