@@ -92,9 +92,7 @@ class _State:
         for _, group in back:
             if self._moved((group, -1)) <= limit:
                 return ((group, -1),)
-        ahead = [
-            (_error(own[at]), g) for g, (own, at) in enumerate(zip(self.steps, self.at)) if at < len(own)
-        ]
+        ahead = [(_error(own[at]), g) for g, (own, at) in enumerate(zip(self.steps, self.at)) if at < len(own)]
         for gain, group in back:
             for loss, other in sorted(ahead)[:_TRIES]:
                 if loss >= gain:

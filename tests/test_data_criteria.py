@@ -40,7 +40,7 @@ def view(nodes, consts, factors, producing, groups, x):
     graph = Graph(helper.make_model(made, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]))
     found = tuple(SimpleNamespace(name=f"group{i}", units=np.atleast_2d(u)) for i, u in enumerate(groups))
     n_units = 1 + max(int(f.max()) for own in factors.values() for f in own)
-    coupling = SimpleNamespace(factors=factors, producing=producing, groups=found, n_units=n_units)
+    coupling = SimpleNamespace(factors=factors, producing=producing, groups=found, n_units=n_units, elem_types={})
     x = np.asarray(x, np.float32)
     statistics = Statistics(graph, Batches(({"x": x[:1]}, {"x": x[1:]}), len(x)))
     return Weights(graph, coupling, 0, {"statistics": statistics})
@@ -287,6 +287,18 @@ def test_prune_with_data_and_without(text, digits):
         assert result.report["after"]["params"] < 0.8 * result.report["before"]["params"]
 
 
+@pytest.mark.parametrize("text", NAMES)
+def test_whole_heads(text):
+    model, feeds = TINY["attention"]()
+    found = prune(
+        model,
+        data=feeds,
+        pipeline=f"canonicalize,select{{ratio=0.5 scope=heads criterion={text}}},slice-channels,clean",
+    )
+    assert found.report["certificate"]["status"] == "passed"
+    assert [(group["removed"], group["units"]) for group in found.report["groups"] if group["removed"]] == [(2, 4)]
+
+
 def test_random_inputs_are_mentioned(digits, caplog):
     assert "wanda: scored on random inputs; calibration data give better scores" in scored("wanda", None)[1].notes
     assert any("results are better with data" in record.getMessage() for record in caplog.records)
@@ -309,7 +321,7 @@ def test_data_that_are_not_finite(digits):
         scored("flap", {"image": images})
 
 
-@pytest.mark.parametrize("name", [*TINY, "post_custom_mnist_cnn__qop", "custom_bigru_seqfirst__ts17-dynb-seq"])
+@pytest.mark.parametrize("name", [*TINY, "post_timm_efficientnet_lite0__qdq", "custom_bigru_seqfirst__ts17-dynb-seq"])
 def test_every_unit_of_every_network_gets_a_score(name, monkeypatch):
     monkeypatch.setattr(batches_module, "DRAWN", 4)
     model = TINY[name]()[0] if name in TINY else load_graph(name)

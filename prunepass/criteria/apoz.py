@@ -10,11 +10,11 @@ import numpy as np
 
 from prunepass.criteria.data import Carrier, DataCriterion, carriers, outputs_and_weights
 from prunepass.criteria.weights import Site, Weights
+from prunepass.rules.cost import MACS
 from prunepass.rules.flat import makes_zeros
 
 if TYPE_CHECKING:
     from prunepass.recovery.moments import Moments
-    from prunepass.recovery.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Apoz(DataCriterion):
 
 def activation_tiers(weights: Weights) -> dict[str, Sequence[Site]]:
     """Return the values behind activations that make zeros, and those that layers read."""
-    statistics: Statistics = weights.fact("statistics")
     graph = weights.graph
     zeroed = (node.outputs[0] for node in graph.nodes if makes_zeros(node, graph))
+    read = (name for node in graph.nodes if node.op in MACS for name in node.inputs)
     return {
         "activations that make zeros": carriers(weights, zeroed),
-        "what layers read of it": carriers(weights, (layer.x for layer in statistics.layers)),
+        "what layers read of it": carriers(weights, read),
     }

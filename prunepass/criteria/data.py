@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from onnx import TensorProto
 
 from prunepass.criteria.base import Criterion
 from prunepass.criteria.weights import Site, Weights, units_of
 from prunepass.labels import spans
+from prunepass.rules.cost import FLOAT_TYPES, MACS
 
 if TYPE_CHECKING:
     from prunepass.recovery.moments import Moments
@@ -128,10 +130,12 @@ def readers(weights: Weights) -> list[Site]:
 
 
 def carriers(weights: Weights, names: Iterable[str]) -> list[Carrier]:
-    """Return the units of values as sites."""
+    """Return the units of values that are computed floats as sites."""
     found = []
+    computed, kinds = weights.graph.producers(), weights.coupling.elem_types
     for name in dict.fromkeys(names):
-        for factor in weights.coupling.factors.get(name, ()):
+        wanted = name in computed and kinds.get(name, TensorProto.FLOAT) in FLOAT_TYPES
+        for factor in weights.coupling.factors.get(name, ()) if wanted else ():
             axes = spans(factor)
             if axes and factor.any():
                 units, entry = units_of(factor)
@@ -140,10 +144,10 @@ def carriers(weights: Weights, names: Iterable[str]) -> list[Carrier]:
 
 
 def outputs_and_weights(weights: Weights) -> dict[str, Sequence[Site]]:
-    """Return the tiers that come last: what layers put out, and the weights themselves."""
-    statistics: Statistics = weights.fact("statistics")
+    """Return the tiers that come last: what products put out, and the weights themselves."""
+    products = (node for node in weights.graph.nodes if node.op in MACS)
     return {
-        "what its layers put out": carriers(weights, (layer.y for layer in statistics.layers)),
+        "what its layers put out": carriers(weights, (node.outputs[0] for node in products)),
         "the L2 norm of the weights": [replace(site) for site in weights.matrices],
         "the L2 norm of biases and gains": weights.sites,
     }
