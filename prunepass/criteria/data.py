@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from onnx import TensorProto
 
+from prunepass.consts import FLOAT_TYPES
 from prunepass.criteria.base import Criterion
 from prunepass.criteria.weights import Site, Weights, units_of
 from prunepass.labels import spans
-from prunepass.rules.cost import FLOAT_TYPES, MACS
+from prunepass.rules.cost import MACS
 
 if TYPE_CHECKING:
     from prunepass.recovery.moments import Moments
