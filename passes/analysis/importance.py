@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prunepass.criteria import ImportanceFacts, Weights, criterion, rate
+from prunepass.criteria import ImportanceFacts, criterion, rate, weights_for
 from prunepass.graph import Graph
 from prunepass.labels import Policy
 from prunepass.manager import Analysis, Facts
@@ -33,5 +33,6 @@ class Importance(Analysis):
 
     def run(self, graph: Graph, facts: Facts) -> ImportanceFacts:
         """Return the scores."""
-        weights = Weights(graph, facts.get("coupling", policy=self.policy), facts.context.seed)
-        return rate(weights, criterion(self.criterion), self.reduce, self.normalise)
+        chosen = criterion(self.criterion)
+        weights = weights_for(chosen, graph, facts.get("coupling", policy=self.policy), facts)
+        return rate(weights, chosen, self.reduce, self.normalise)

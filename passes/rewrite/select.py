@@ -13,7 +13,7 @@ from prunepass import wire
 from prunepass.allocation import allocate
 from prunepass.cost import CostModel, source_cost
 from prunepass.coupling import Coupling
-from prunepass.criteria import Weights, criterion, rate
+from prunepass.criteria import criterion, rate, weights_for
 from prunepass.errors import BudgetError, PipelineError
 from prunepass.graph import Graph
 from prunepass.kept import element_mask, kept_masks
@@ -104,8 +104,9 @@ class Select(Rewrite):
         removed = np.zeros(coupling.n_units, bool)
         for step in range(1, self.steps + 1):
             if step > 1:
-                masked = Weights(_masked(graph, coupling, removed), coupling, facts.context.seed)
-                scores = rate(masked, criterion(self.criterion), self.reduce, self.normalise).scores
+                masked = Facts(_masked(graph, coupling, removed), facts.context)
+                weights = weights_for(criterion(self.criterion), masked.graph, coupling, masked)
+                scores = rate(weights, criterion(self.criterion), self.reduce, self.normalise).scores
                 scores = np.where(removed, -np.inf, scores)
             removed = choice.removed(scores, step / self.steps)
         chosen = {"select": str(self), "keep": list(facts.context.keep)}

@@ -5,7 +5,7 @@ import pkgutil
 
 from prunepass.criteria.base import Criterion, criteria, criterion
 from prunepass.criteria.combine import NORMALISERS, REDUCTIONS
-from prunepass.criteria.rate import ImportanceFacts, rate
+from prunepass.criteria.rate import ImportanceFacts, rate, weights_for
 from prunepass.criteria.weights import Site, Weights
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "criteria",
     "criterion",
     "rate",
+    "weights_for",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

@@ -36,6 +36,8 @@ class Criterion:
     name: ClassVar[str]
     normalise: ClassVar[str] = "mean"
     """The normaliser that `auto` stands for."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Analyses whose facts it asks `weights.fact` for."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

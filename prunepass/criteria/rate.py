@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from prunepass.criteria.base import Criterion
 from prunepass.criteria.combine import NORMALISERS, reduce_sites
 from prunepass.criteria.weights import Site, Weights
+
+if TYPE_CHECKING:
+    from prunepass.coupling import Coupling
+    from prunepass.graph import Graph
+    from prunepass.manager import Facts
 
 Places: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 _NO_GROUP = -1
@@ -22,7 +27,7 @@ class ImportanceFacts:
     Shapes
         scores: float64 [n_units], larger is more important; +inf for the pinned unit 0, for units without a group
         and for groups that cannot be scored. raw: the same before normalising, NaN instead of +inf.
-        sites: per group, in the order of the coupling, the places (constant tensor, axes) that were scored.
+        sites: per group, in the order of the coupling, the places (tensor or value, axes) that were scored.
         notes: one sentence for each group that was not scored as asked.
     """
 
@@ -33,6 +38,12 @@ class ImportanceFacts:
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
         return self.scores
+
+
+def weights_for(criterion: Criterion, graph: Graph, coupling: Coupling, facts: Facts) -> Weights:
+    """Return the constants of a graph with the facts about it that a criterion needs."""
+    known = {name: facts.get(name) for name in criterion.needs}
+    return Weights(graph, coupling, facts.context.seed, known)
 
 
 def rate(weights: Weights, criterion: Criterion, reduce: str = "mean", normalise: str = "auto") -> ImportanceFacts:
@@ -61,6 +72,8 @@ def rate(weights: Weights, criterion: Criterion, reduce: str = "mean", normalise
         _record(sites, used, owner, set(done))
         notes += [f"{coupling.groups[n].name}: no {first}, scored by {tier}" for n in done if tier != first]
         pending = [number for number in pending if number not in done]
+    if any(weights.fact(name).drawn for name in criterion.needs if name == "statistics"):
+        notes.append(f"{criterion}: scored on random inputs; calibration data give better scores")
     notes += [f"{coupling.groups[n].name}: no float constants, not scored and so kept" for n in pending]
     return ImportanceFacts(scores, raw, tuple(sites), tuple(notes))
 

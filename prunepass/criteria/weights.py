@@ -7,14 +7,14 @@ weight are a site, its input columns another, a bias a third.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prunepass.consts import FLOAT_TYPES
-from prunepass.errors import ModelError
+from prunepass.errors import ModelError, PipelineError
 from prunepass.labels import spans
 from prunepass.rules.cost import MACS
 from prunepass.rules.scales import real_weights
@@ -58,10 +58,14 @@ class Site:
 
 
 class Weights:
-    """Show the float constants of a graph as sites, in graph order, producing ones first."""
+    """Show the float constants of a graph as sites, in graph order, producing ones first.
 
-    def __init__(self, graph: Graph, coupling: Coupling, seed: int = 0) -> None:
+    known: facts that the criterion asked for, by the name of their analysis.
+    """
+
+    def __init__(self, graph: Graph, coupling: Coupling, seed: int = 0, known: Mapping[str, Any] | None = None) -> None:
         self.graph, self.coupling, self.seed = graph, coupling, seed
+        self._known = dict(known or {})
         self._real = real_weights(graph)
         self._multiplied = {name for node in graph.walk() if node.op in MACS for name in node.inputs}
         found = [site for name in _in_use(graph) for site in self._sites_of(name)]
@@ -77,6 +81,16 @@ class Weights:
         """Sites of weights on which they produce the units: rows, filters."""
         return [site for site in self.matrices if site.produces]
 
+    def fact(self, name: str) -> Any:
+        """Return the fact of an analysis that the criterion names in `needs`.
+
+        Raises
+            PipelineError: it was not handed over.
+        """
+        if name not in self._known:
+            raise PipelineError(f"the criterion needs {name!r}; name it in `needs` and score by the pass 'importance'")
+        return self._known[name]
+
     def _sites_of(self, name: str) -> Iterator[Site]:
         if self.graph.consts.elem_type(name) not in FLOAT_TYPES and name not in self._real:
             return
@@ -86,9 +100,7 @@ class Weights:
         for factor in self.coupling.factors.get(name, ()):
             axes, ids = spans(factor), factor.reshape(-1)
             if axes and ids.any():
-                units, entry = ids, None
-                if (ids[1:] <= ids[:-1]).any():
-                    units, entry = np.unique(ids, return_inverse=True)
+                units, entry = units_of(factor)
                 is_weight = multiplied or ids.size < math.prod(shape)
                 yield Site(name, axes, units, entry, axes[-1] in producing, is_weight)
 
@@ -119,7 +131,7 @@ class Weights:
         entries = site.units.size if site.entry is None else site.entry.size
         matrix = array.reshape(entries, -1).astype(np.float32)
         if not np.isfinite(matrix).all():
-            raise self._not_finite(site.tensor)
+            raise self.not_finite(site.tensor)
         counts = np.bincount(site.entry) if site.entry is not None else np.ones(1, int)
         if site.entry is not None and counts.min() == counts.max():
             matrix = matrix[np.argsort(site.entry, kind="stable")].reshape(site.units.size, -1)
@@ -132,11 +144,21 @@ class Weights:
             if not np.isfinite(values).all():  # NaN or infinity, or squares beyond float32
                 values = site.per_unit(marginal(array.astype(np.float64), site.axes, weight, fold), fold)
         if not np.isfinite(values).all():
-            raise self._not_finite(site.tensor)
+            raise self.not_finite(site.tensor)
         return values
 
-    def _not_finite(self, name: str) -> ModelError:
+    def not_finite(self, name: str) -> ModelError:
+        """Return the error about a tensor that cannot be scored."""
         return ModelError(f"tensor {name!r} holds NaN or infinity, so its units have no importance; repair the model")
+
+
+def units_of(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the units of a factor as a site holds them: `units` and `entry`."""
+    ids = factor.reshape(-1)
+    if (ids[1:] <= ids[:-1]).any():
+        units, entry = np.unique(ids, return_inverse=True)
+        return units, entry.reshape(-1)
+    return ids, None
 
 
 def _in_use(graph: Graph) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from prunepass.errors import ModelError, PruneError
 from prunepass.feeds import Feeds, random_inputs, split_data
 from prunepass.graph import Graph
+from prunepass.recovery.drawing import scale_of
 from prunepass.runtime import session
 
 if TYPE_CHECKING:
@@ -87,9 +88,30 @@ def from_dicts(given: Iterable[Mapping[str, np.ndarray]], graph: Graph, most: in
 
 
 def drawn(graph: Graph, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Batches:
-    """Draw random inputs that make sense for the model; see `feeds.random_inputs`."""
+    """Draw random inputs that make sense for the model (`feeds.random_inputs`), on the scale that it stores of them."""
     known = {name: tuple(shapes[name]) for name in graph.input_names if name in shapes}
-    return Batches(tuple(random_inputs(graph, known, seed + i) for i in range(DRAWN)), DRAWN, drawn=True)
+    scales = {name: scale_of(graph, name) for name in graph.input_names}
+
+    def draw(number: int) -> Feeds:
+        feeds = random_inputs(graph, known, seed + number)
+        for name, scale in scales.items():
+            noise = feeds[name].dtype.kind == "f" and feeds[name].size > 1 and (feeds[name] < 0).any()
+            if scale is not None and noise:  # masks, lengths and what a root is taken of are never below 0
+                feeds[name] = scale.of(feeds[name])
+        return feeds
+
+    return Batches(tuple(draw(number) for number in range(DRAWN)), DRAWN, drawn=True)
+
+
+def calibration(facts: Facts) -> Batches:
+    """Return the calibration data of a run: what it was given, else the data to verify on, else drawn inputs."""
+    context = facts.context
+    if context.calibration is None and context.data is not None:
+        context.calibration = from_arrays(context.data, facts.source)
+    if context.calibration is None:
+        log.warning("no calibration data: %d random inputs are drawn; results are better with data", DRAWN)
+        context.calibration = drawn(facts.source, facts.get("shapes").shape, context.seed)
+    return context.calibration
 
 
 def joined(parts: Sequence[Batches]) -> Batches:
@@ -117,13 +139,3 @@ def _runs(graph: Graph, parts: Sequence[Feeds]) -> bool:
         log.info("data: samples are run together, not in batches: %s", error)
         return False
     return True
-
-
-def calibration(facts: Facts) -> Batches:
-    """Return the calibration data, drawn where none are given."""
-    context = facts.context
-    if context.calibration is None and context.data is not None:
-        context.calibration = from_arrays(context.data, facts.source)
-    if context.calibration is None:
-        context.calibration = drawn(facts.source, facts.get("shapes").shape, context.seed)
-    return context.calibration

@@ -45,3 +45,13 @@ def flat_range(readers: list[tuple[Node, int]], graph: Graph) -> Range:
     if not found:
         return NOWHERE
     return min(low for low, _ in found), max(high for _, high in found)
+
+
+FLOOR: Table[Callable[[Node, Graph], float]] = Table("output where it is flat below")
+FLOOR("Relu ThresholdedRelu HardSigmoid HardSwish", lambda node, graph: 0.0)
+FLOOR("Clip", lambda node, graph: _limit(node, graph, 1, "min", -math.inf))
+
+
+def makes_zeros(node: Node, graph: Graph) -> bool:
+    """Say whether a node is an activation that is 0 on a whole range of inputs, as Relu is."""
+    return node.op in FLOOR and FLOOR[node.op](node, graph) == 0

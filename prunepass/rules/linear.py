@@ -37,6 +37,14 @@ class Linear:
         """Return the weight as (groups, features, outputs)."""
         raise NotImplementedError
 
+    def arrange(self, entries: np.ndarray) -> np.ndarray:
+        """Return what stands in the places of the weight as (groups, features, outputs): its entries, not scaled."""
+        return self.matrix(entries)
+
+    def groups(self, weight: Sequence[int]) -> int:
+        """Return how many matrices there are for a weight of this shape."""
+        return int(self.node.attr("group", 1))
+
     def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Return a weight of this shape from (groups, features, outputs)."""
         raise NotImplementedError
@@ -290,7 +298,11 @@ class MatrixRows(Linear):
     first: bool = False
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
-        return ((weight.T if self.turned else weight) * weight.dtype.type(self.scale))[None]
+        return self.arrange(weight) * weight.dtype.type(self.scale)
+
+    def arrange(self, entries: np.ndarray) -> np.ndarray:
+        """Turn them if the weight is stored so."""
+        return (entries.T if self.turned else entries)[None]
 
     def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         found = matrix[0] / self.scale
