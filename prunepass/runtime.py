@@ -300,21 +300,27 @@ def seed_random_nodes(graph: Graph, seed: int = 0) -> Graph:
     """
     twin = graph.copy()
     for at, node in enumerate(twin.nodes):
-        if node.op in _RANDOM_OPS:
+        if node.op in _RANDOM_OPS or _drops(node.op, node.inputs, graph.opset):
             node.set_attr("seed", _seed(node.outputs[0], seed))
         elif node.subgraphs:
             proto = onnx.NodeProto()
             proto.CopyFrom(node.to_proto())
             for attribute in proto.attribute:
                 for body in subgraphs_of(attribute):
-                    _seed_body(body, seed)
+                    _seed_body(body, seed, graph.opset)
             twin.nodes[at] = Node(proto)
     return twin
 
 
-def _seed_body(body: onnx.GraphProto, seed: int) -> None:
+def _drops(op: str, inputs: Sequence[str], opset: int) -> bool:
+    """Say whether a node may be a Dropout that trains: since opset 12 its third input asks for that."""
+    return op == "Dropout" and opset >= 12 and len(inputs) > 2
+
+
+def _seed_body(body: onnx.GraphProto, seed: int, opset: int) -> None:
     for node in walk_nodes(body):
-        if node.op_type in _RANDOM_OPS and domain_name(node.domain) == "":
+        draws = node.op_type in _RANDOM_OPS or _drops(node.op_type, node.input, opset)
+        if draws and domain_name(node.domain) == "":
             kept = [a for a in node.attribute if a.name != "seed"]
             del node.attribute[:]
             node.attribute.extend([*kept, onnx.helper.make_attribute("seed", _seed(node.output[0], seed))])

@@ -49,7 +49,11 @@ SAMPLE = (
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in GRAPHS if name not in SAMPLE]
 MODELS = [*TINY, *SAMPLE, *SLOW]
 CHOICE = "select{ratio=0.5 align=1}"
-PRIOR = {"select": "canonicalize", "slice-channels": f"canonicalize,{CHOICE}"}
+PRIOR = {
+    "select": "canonicalize",
+    "slice-channels": f"canonicalize,{CHOICE}",
+    "compensate": f"canonicalize,{CHOICE},slice-channels",
+}
 """What must run before a pass."""
 OPTIONS = {"select": {"ratio": 0.5, "align": 1}}
 SMALL = {name: {"image": (1, 3, 16, 16)} for name in ("conv_chain", "pixel_shuffle")}

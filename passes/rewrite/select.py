@@ -87,18 +87,14 @@ class Select(Rewrite):
                 raise PipelineError(f"select: {name}={share} must be above 0 and at most 1")
         if self.align < 1 or self.steps < 1 or not 0 < self.max_ratio <= 1:
             raise PipelineError("select: align and steps must be at least 1, max_ratio above 0 and at most 1")
-        if self.criterion != "obs":
-            criterion(self.criterion)
+        criterion(self.criterion)
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Store the plan in `facts.plan` and return the number of units that go."""
         policy: Policy = "whole" if self.scope == "heads" else self.policy
         coupling: Coupling = facts.get("coupling", policy=policy)
         options = {"criterion": self.criterion, "reduce": self.reduce, "normalise": self.normalise}
-        if self.criterion == "obs":
-            scores = facts.get("errors", policy=policy).scores
-        else:
-            scores = facts.get("importance", policy=policy, **options).scores
+        scores = facts.get("importance", policy=policy, **options).scores
         kept = kept_by_name(graph, coupling, (*self.keep, *facts.context.keep))
         choice = _Choice(self, coupling, kept, facts)
         removed = np.zeros(coupling.n_units, bool)

@@ -10,6 +10,7 @@ import numpy as np
 from prunepass.criteria.base import Criterion
 from prunepass.criteria.combine import NORMALISERS, reduce_sites
 from prunepass.criteria.weights import Site, Weights
+from prunepass.registry import find
 
 if TYPE_CHECKING:
     from prunepass.coupling import Coupling
@@ -42,7 +43,10 @@ class ImportanceFacts:
 
 def weights_for(criterion: Criterion, graph: Graph, coupling: Coupling, facts: Facts) -> Weights:
     """Return the constants of a graph with the facts about it that a criterion needs."""
-    known = {name: facts.get(name) for name in criterion.needs}
+    known = {}
+    for name in criterion.needs:
+        same = {"policy": coupling.policy} if "policy" in find(name).__dataclass_fields__ else {}
+        known[name] = facts.get(name, **same)
     return Weights(graph, coupling, facts.context.seed, known)
 
 

@@ -173,7 +173,7 @@ def feature_units(place: Place, graph: Graph, coupling: Coupling) -> tuple[np.nd
     own = np.unique(np.concatenate([np.zeros(1, np.int64), *made]))
     found: np.ndarray | None = None
     for factor in coupling.factors.get(product.weight, ()):
-        units = product.matrix(np.broadcast_to(factor.astype(np.float64), shape)).astype(np.int64)
+        units = product.arrange(np.broadcast_to(factor, shape))
         first = units[:, :, 0]
         if spans(factor) and (units == first[:, :, None]).all():
             first = np.where(np.isin(first, own), 0, first)

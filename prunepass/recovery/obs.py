@@ -1,7 +1,7 @@
 """What it costs to remove units, when all that reads them is refitted: optimal brain surgeon on whole groups.
 
-Removing the features p of a layer Y = X W and refitting the others costs tr(W_p' ([H^-1]_pp)^-1 W_p), H the covariance of
-X. Units are taken one after the other, the cheapest first; after each one W and H^-1 are updated, so that what the
+Removing the features p of a layer Y = X W and refitting the others costs tr(W_p' ([H^-1]_pp)^-1 W_p), H the covariance
+of X. Units are taken one after the other, the cheapest first; after each one W and H^-1 are updated, so that what the
 removed one shared with others is not lost twice. One sweep gives the error for every width.
 
 Source

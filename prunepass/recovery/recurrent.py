@@ -74,7 +74,7 @@ class RecurrentRefit:
 
     # ---- the dense layer ---------------------------------------------------------------------------------------------
     def _targets(self, batch: int) -> list[list[np.ndarray]]:
-        """Return, for each direction, the narrowed pre-activations (rows, hidden): joint ones, then parts of x and h."""
+        """Return, for each direction, narrowed pre-activations (rows, hidden): joint ones, then parts of x and h."""
         layer = self.layer
         w, r, b = self._dense_weights
         assert w is not None and r is not None

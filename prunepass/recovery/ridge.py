@@ -173,17 +173,15 @@ class Regression:
             step = matrix.shape[1] + 1
             matrix.reshape(len(matrix), -1)[:, ::step] += np.where(shifts > 0, shifts, 1.0)[:, None]
             large = matrix.shape[1] > _SMALL
-            self._inverse = (
-                ridge,
-                [cho_factor(m, check_finite=False) for m in matrix] if large else np.linalg.inv(matrix),
-            )
+            known = [cho_factor(m, check_finite=False) for m in matrix] if large else np.linalg.inv(matrix)
+            self._inverse = ridge, known
         known = self._inverse[1]
         if isinstance(known, np.ndarray):
-            return known @ right
+            return np.asarray(known @ right)
         return np.stack([cho_solve(factor, own, check_finite=False) for factor, own in zip(known, right)])
 
     def _intercept(self, weight: np.ndarray) -> np.ndarray:
-        return self.moments.y - np.einsum("gf,gfo->go", self.moments.x, weight)
+        return np.asarray(self.moments.y - np.einsum("gf,gfo->go", self.moments.x, weight))
 
     def _signal(self) -> float:
         n = max(1, self.held.n)

@@ -19,7 +19,7 @@ from onnx import ValueInfoProto, helper
 from prunepass.feeds import Feeds
 from prunepass.graph import Graph, Node
 from prunepass.recovery.batches import Batches
-from prunepass.runtime import Session, session
+from prunepass.runtime import Session, seed_random_nodes, session
 
 NOISE = 0.05
 """Variance of the noise, relative to that of the layer's output."""
@@ -42,7 +42,7 @@ def output_sensitivity(
     samples = int(np.clip(_MOST_MACS / max(1, macs * len(variance)), 2, 64))
     chosen = batches.first(samples).feeds
     taps = {value: graph.fresh_name(f"{value}__noise") for value in variance}
-    running = session(_with_noise(graph, taps, elem_types), optimise="basic")
+    running = session(seed_random_nodes(_with_noise(graph, taps, elem_types)), optimise="basic")
     silence = {
         tap: np.zeros((), helper.tensor_dtype_to_np_dtype(elem_types.get(value, 1))) for value, tap in taps.items()
     }

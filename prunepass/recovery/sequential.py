@@ -173,7 +173,7 @@ class Sequential:
         return self.layers
 
     def _ordered(self, todo: Sequence[Place | Gates]) -> Iterator[Place | Gates]:
-        """Yield the layers in topological order, but of two that meet in a residual sum the one that fits less first."""
+        """Yield the layers in topological order, but of two that meet in a residual sum first what fits less."""
         waiting = {id(step.node): step for step in todo}
         for step in todo:
             if isinstance(step, Place) and step.total and id(step.node) in waiting:

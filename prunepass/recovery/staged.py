@@ -18,7 +18,7 @@ from onnx import helper
 from prunepass.errors import PruneError
 from prunepass.feeds import Feeds
 from prunepass.graph import Graph, Node
-from prunepass.runtime import session
+from prunepass.runtime import seed_random_nodes, session
 
 
 class Store:
@@ -160,6 +160,7 @@ class Staged:
 
 
 def _start(part: Graph) -> Any:
+    part = seed_random_nodes(part)
     try:
         return session(part)
     except PruneError:  # an optimisation that breaks on a piece of a model

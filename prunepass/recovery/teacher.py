@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prunepass.graph import Graph
 from prunepass.kept import cut, element_mask, kept_masks
 from prunepass.manager import Cut
 
@@ -31,6 +30,7 @@ class Teacher:
 
     @staticmethod
     def _masks_of(step: Cut, name: str) -> list[np.ndarray]:
+        """Return what one cut takes of a value."""
         coupling, removed = step.plan.coupling, step.plan.removed
         assert coupling is not None and removed is not None
         return kept_masks([f for f in coupling.factors.get(name, ()) if removed[f].any()], removed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prunepass.consts import FLOAT_TYPES
 from prunepass.graph import Graph, Node
-from prunepass.rules.cost import FLOAT_TYPES
 from prunepass.rules.table import Table
 
 

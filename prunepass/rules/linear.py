@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunepass.consts import FLOAT_TYPES
 from prunepass.graph import Graph, Node
-from prunepass.rules.cost import FLOAT_TYPES
 from prunepass.rules.table import Table
 
 
@@ -138,16 +138,20 @@ class ConvRows(Linear):
     """A convolution: a row is the patch under one position of the output."""
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """Return the weight as (groups, features, outputs)."""
         groups = self.node.attr("group", 1)
         return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(0, 2, 1)
 
     def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return a weight of this shape from (groups, features, outputs)."""
         return np.ascontiguousarray(matrix.transpose(0, 2, 1)).reshape(shape)
 
     def count(self, y: np.ndarray) -> int:
-        return y.shape[0] * math.prod(y.shape[2:])
+        """Return how many rows an output has."""
+        return int(y.shape[0] * math.prod(y.shape[2:]))
 
     def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
+        """Return some rows of an input, (groups, rows, features)."""
         kernel, spatial = weight[2:], len(weight) - 2
         strides = self.node.attr("strides", [1] * spatial)
         dilations = self.node.attr("dilations", [1] * spatial)
@@ -155,12 +159,15 @@ class ConvRows(Linear):
         return _patches(x, kernel, strides, dilations, begin, end, y, pick, self.node.attr("group", 1))
 
     def targets(self, y: np.ndarray, groups: int, pick: np.ndarray) -> np.ndarray:
+        """Return the same rows of an output, (groups, rows, outputs)."""
         return _positions(y, groups)[:, pick]
 
     def channels(self, x: np.ndarray, groups: int) -> np.ndarray:
+        """Return an input as (groups, positions, channels)."""
         return _positions(x, groups)
 
     def taps(self, weight: Sequence[int]) -> int:
+        """Return how many features each channel has."""
         return math.prod(weight[2:])
 
 
@@ -203,10 +210,8 @@ def _patches(
 ) -> np.ndarray:
     """Return patches as (groups, rows, channels of a group * taps)."""
     moved = np.moveaxis(x, 1, -1)
-    if any(begin) or any(end):
-        moved = np.pad(moved, [(0, 0), *zip(begin, end), (0, 0)])
-    else:
-        moved = np.ascontiguousarray(moved)
+    padded = any(begin) or any(end)
+    moved = np.pad(moved, [(0, 0), *zip(begin, end), (0, 0)]) if padded else np.ascontiguousarray(moved)
     sample, *at = np.unravel_index(pick, (y[0], *y[2:]))
     starts = [where * stride for where, stride in zip(at, strides)]
     channels = x.shape[1]
@@ -222,21 +227,25 @@ class ConvTransposeRows(Linear):
     """A transposed convolution: a convolution over an input with zeros between, the kernel turned round."""
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """Return the weight as (groups, features, outputs)."""
         groups = self.node.attr("group", 1)
-        turned = np.flip(weight, range(2, weight.ndim))
+        turned = np.flip(weight, tuple(range(2, weight.ndim)))
         inputs, outputs = weight.shape[0] // groups, weight.shape[1]
         moved = turned.reshape(groups, inputs, outputs, -1).transpose(0, 1, 3, 2)
         return moved.reshape(groups, -1, outputs)
 
     def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return a weight of this shape from (groups, features, outputs)."""
         groups = self.node.attr("group", 1)
         moved = matrix.reshape(groups, shape[0] // groups, -1, shape[1]).transpose(0, 1, 3, 2)
-        return np.ascontiguousarray(np.flip(moved.reshape(shape), range(2, len(shape))))
+        return np.ascontiguousarray(np.flip(moved.reshape(shape), tuple(range(2, len(shape)))))
 
     def count(self, y: np.ndarray) -> int:
-        return y.shape[0] * math.prod(y.shape[2:])
+        """Return how many rows an output has."""
+        return int(y.shape[0] * math.prod(y.shape[2:]))
 
     def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
+        """Return some rows of an input, (groups, rows, features)."""
         kernel, spatial = weight[2:], len(weight) - 2
         strides = self.node.attr("strides", [1] * spatial)
         dilations = self.node.attr("dilations", [1] * spatial)
@@ -261,12 +270,15 @@ class ConvTransposeRows(Linear):
         return [0] * len(sizes) if mode == "VALID" else list(self.node.attr("pads", [0] * 2 * len(sizes)))[: len(sizes)]
 
     def targets(self, y: np.ndarray, groups: int, pick: np.ndarray) -> np.ndarray:
+        """Return the same rows of an output, (groups, rows, outputs)."""
         return _positions(y, groups)[:, pick]
 
     def channels(self, x: np.ndarray, groups: int) -> np.ndarray:
+        """Return an input as (groups, positions, channels)."""
         return _positions(x, groups)
 
     def taps(self, weight: Sequence[int]) -> int:
+        """Return how many features each channel has."""
         return math.prod(weight[2:])
 
 
@@ -298,26 +310,32 @@ class MatrixRows(Linear):
     first: bool = False
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
-        return self.arrange(weight) * weight.dtype.type(self.scale)
+        """Return the weight as (groups, features, outputs)."""
+        return np.asarray(self.arrange(weight) * weight.dtype.type(self.scale))
 
     def arrange(self, entries: np.ndarray) -> np.ndarray:
         """Turn them if the weight is stored so."""
         return (entries.T if self.turned else entries)[None]
 
     def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return a weight of this shape from (groups, features, outputs)."""
         found = matrix[0] / self.scale
         return np.ascontiguousarray(found.T if self.turned else found)
 
     def count(self, y: np.ndarray) -> int:
+        """Return how many rows an output has."""
         return math.prod(y.shape[:-1])
 
     def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
+        """Return some rows of an input, (groups, rows, features)."""
         return self.channels(x, 1)[:, pick]
 
     def targets(self, y: np.ndarray, groups: int, pick: np.ndarray) -> np.ndarray:
+        """Return the same rows of an output, (groups, rows, outputs)."""
         return y.reshape(1, -1, y.shape[-1])[:, pick]
 
     def channels(self, x: np.ndarray, groups: int) -> np.ndarray:
+        """Return an input as (groups, positions, channels)."""
         return (x.T if self.first else x.reshape(-1, x.shape[-1]))[None]
 
 
@@ -326,21 +344,27 @@ class LeftMatrixRows(Linear):
     """A product with a matrix on the left: the second last axis of the input holds the features."""
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """Return the weight as (groups, features, outputs)."""
         return weight.T[None]
 
     def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return a weight of this shape from (groups, features, outputs)."""
         return np.ascontiguousarray(matrix[0].T)
 
     def count(self, y: np.ndarray) -> int:
-        return math.prod(y.shape) // y.shape[-2]
+        """Return how many rows an output has."""
+        return int(math.prod(y.shape) // y.shape[-2])
 
     def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
+        """Return some rows of an input, (groups, rows, features)."""
         return self.channels(x, 1)[:, pick]
 
     def targets(self, y: np.ndarray, groups: int, pick: np.ndarray) -> np.ndarray:
+        """Return the same rows of an output, (groups, rows, outputs)."""
         return self.channels(y, 1)[:, pick]
 
     def channels(self, x: np.ndarray, groups: int) -> np.ndarray:
+        """Return an input as (groups, positions, channels)."""
         moved = np.moveaxis(x, -2, -1)
         return moved.reshape(1, -1, moved.shape[-1])
 
