@@ -67,11 +67,15 @@ class Context:
 
 @dataclass
 class Cut:
-    """Record what a slicing pass did, for the certificate: the graph before, the plan, the graph after."""
+    """Record what a slicing pass did, for the certificate: the graph before, the plan, the graph after.
+
+    `lossless`: the graph after computes what the graph before computes, with nothing masked.
+    """
 
     before: Graph
     plan: Plan
     after: Graph
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
