@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prunepass.plan import Plan
 
 DEFAULT_RATIO = 0.3
-LOSSLESS = "canonicalize,fold-batchnorm,fold-zero-filters,clean"
+LOSSLESS = "canonicalize{thorough=true},fold-batchnorm,fold-zero-filters,clean"
 """What `lossless` runs: the result computes what the source computes, on any input."""
 
 

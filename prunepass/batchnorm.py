@@ -80,12 +80,12 @@ class Fold:
         weight = self._scaled(reader, SCALE_INPUTS[reader.op], self.scale)
         if weight is None:
             return False
-        if group.size:
-            values = self.shift.reshape(contraction.reads.shape[0], -1)[group, index]
-            self._shift(reader, contraction, contribution(contraction, group, index, values))
+        values = self.shift.reshape(contraction.reads.shape[0], -1)[group, index]
+        amount = contribution(contraction, group, index, values) if group.size else np.zeros(1)
         self._store(reader, 1, weight)
         reader.inputs[0] = self.node.inputs[0]
         self.graph.remove([self.node])
+        self._shift(reader, contraction, amount)
         return True
 
     # ---- what may be touched -------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ FOLDS = [  # name, frame, body, constants, operators that are left
      {"w": D.T.copy(), "b": weight(1, 6), **norm(6)}, "Gemm"),
     ("gemm, one number for all", ROWS, f"h = Gemm(x, w, b) {A}", {"w": D, "b": weight(1), **norm(6)}, "Gemm"),
     ("gemm without bias", ROWS, f"h = Gemm <beta = 3.0> (x, w) {A}", {"w": D, **norm(6)}, "Gemm"),
-    ("matmul", ROWS, f"h = MatMul(x, w) {A}", {"w": D, **norm(6)}, "MatMul Add"),
+    ("matmul", ROWS, f"h = MatMul(x, w) {A}", {"w": D, **norm(6)}, "Gemm"),
     ("matmul and add", ROWS, f"a = MatMul(x, w) h = Add(b, a) {A}", {"w": D, "b": weight(6), **norm(6)}, "MatMul Add"),
     ("in front of a convolution", IMAGE, f"{B} y = Conv(h, w, b)", {"w": W1, "b": weight(6), **norm(4)}, "Conv"),
     ("in front, a window without padding", BARE, f"{B} y = Conv(h, w)", {"w": W3, **norm(4)}, "Conv"),
@@ -58,7 +58,7 @@ FOLDS = [  # name, frame, body, constants, operators that are left
     ("in front of gemm", ROWS, f"{B} y = Gemm <alpha = 0.5, beta = 2.0> (h, w, b)",
      {"w": D, "b": weight(6), **norm(4)}, "Gemm"),
     ("in front of gemm, turned", ROWS, f"{B} y = Gemm <transB = 1> (h, w)", {"w": D.T.copy(), **norm(4)}, "Gemm"),
-    ("in front of matmul", ROWS, f"{B} y = MatMul(h, w)", {"w": D, **norm(4)}, "MatMul Add"),
+    ("in front of matmul", ROWS, f"{B} y = MatMul(h, w)", {"w": D, **norm(4)}, "Gemm"),
     ("in front of matmul and add", ROWS, f"{B} a = MatMul(h, w) y = Add(a, b)", {"w": D, "b": weight(6), **norm(4)},
      "MatMul Add"),
 ]  # fmt: skip

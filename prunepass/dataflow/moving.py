@@ -13,6 +13,7 @@ from prunepass.coupling import Coupling
 from prunepass.dataflow.liveness import Site
 from prunepass.graph import Graph, Node
 from prunepass.labels import Factors, spans
+from prunepass.rules.affine import WITH_BIAS
 from prunepass.rules.contractions import Contraction
 
 
@@ -88,12 +89,20 @@ class Moved:
 
     def _behind(self, node: Node, amount: np.ndarray) -> None:
         public = node.outputs[0]
+        if node.op in WITH_BIAS and amount.ndim == 1 and self._all_matrices(node):
+            constant = self.constant(f"{public}_bias", amount.astype(self._dtype(node)), public, 1)
+            made = Node.make(WITH_BIAS[node.op], [*node.inputs, constant], [public], name=node.name)
+            self.made[id(node)] = [made]
+            return
         raw = self.graph.fresh_name(f"{public}_unshifted")
         self.shapes[raw], self.factors[raw] = self.shapes[public], self.factors.get(public, ())
         shift = len(self.shapes[public]) - amount.ndim
         constant = self.constant(f"{public}_shift", amount.astype(self._dtype(node)), public, shift)
         node.outputs[0] = raw
         self.made[id(node)] = [node, Node.make("Add", [raw, constant], [public], name=raw)]
+
+    def _all_matrices(self, node: Node) -> bool:
+        return self.graph.opset >= 7 and all(len(self.shapes[name]) == 2 for name in (*node.inputs, *node.outputs))
 
     def finish(self) -> None:
         """Put new nodes in."""

@@ -13,6 +13,8 @@ Scaling = Callable[[Node, np.ndarray, np.ndarray], "np.ndarray | None"]
 SCALE_OUTPUTS: Table[Scaling] = Table("the weight with which each output is multiplied by a number")
 SCALE_INPUTS: Table[Scaling] = Table("the weight that reads each input multiplied by a number")
 """None where the operator cannot. The data is operand 0, the weight operand 1."""
+WITH_BIAS: Table[str] = Table("the operator that does the same on matrices and has a bias")
+WITH_BIAS("MatMul", "Gemm")
 
 
 def _column(factor: np.ndarray, rank: int) -> np.ndarray:
