@@ -8,13 +8,16 @@ import numpy as np
 
 from prunepass.fixed import fold_fixed, named_shapes
 from prunepass.graph import Graph, Node
-from prunepass.rules.folding import IMPURE, SHAPED_NO_OPS, Shaped
+from prunepass.rules.folding import GROWS, IMPURE, SHAPED_NO_OPS, WHOLE_MOVES, Shaped
+from prunepass.rules.values import VALUES, evaluate
 from prunepass.tidying import bypass, twins
+
+_TINY_BYTES = 256
 
 
 def simplify_more(graph: Graph) -> int:
     """Apply each rewrite once; return the number of changes."""
-    steps = (fold_sizes_of_file, share_nodes, bypass_at_shapes, merge_moves, fuse_gemm)
+    steps = (fold_sizes_of_file, share_nodes, bypass_at_shapes, merge_moves, pad_in_convolutions, fuse_gemm, fold_large)
     return sum([step(graph) for step in steps])
 
 
@@ -72,6 +75,24 @@ def _small(graph: Graph, name: str) -> bool:
     return graph.consts.nbytes(name) <= 1 << 12
 
 
+def fold_large(graph: Graph) -> int:
+    """Evaluate nodes whose operands are all stored, where the result is not larger than what only they read."""
+    uses, results, gone = graph.uses(), graph.results, list[Node]()
+    stored = graph.consts.keys() - graph.overridable
+    for node in graph.walk():
+        given = {name for name in node.inputs if name}
+        if node.op not in VALUES or not given or not given <= stored or not results.isdisjoint(node.outputs):
+            continue
+        own = sum(graph.consts.nbytes(name) for name in given if len({id(n) for n, _ in uses[name]}) == 1)
+        if node.op in GROWS or (node.op in WHOLE_MOVES and not own):
+            continue
+        found = evaluate(node, [graph.consts[name] if name else None for name in node.inputs])
+        if found is not None and sum(array.nbytes for array in found) <= max(own, _TINY_BYTES):
+            graph.consts.update({name: np.asarray(array) for name, array in zip(node.outputs, found) if name})
+            gone.append(node)
+    return graph.remove(gone)
+
+
 # ---- pairs -----------------------------------------------------------------------------------------------------------
 def _pairs(graph: Graph, ops: frozenset[str]) -> Iterator[tuple[Node, Node, int]]:
     """Yield (maker, reader, position) where only the reader sees what the maker makes."""
@@ -107,6 +128,37 @@ def _spelled_out(graph: Graph, node: Node) -> bool:
     return stored and not node.attr("allowzero", 0) and bool((graph.consts[target] != 0).all())
 
 
+def pad_in_convolutions(graph: Graph) -> int:
+    """Let a Conv pad with zeros by itself; return the number of Pad nodes that went."""
+    gone: list[Node] = []
+    for maker, reader, position in _pairs(graph, frozenset(("Conv",))):
+        widths = _zero_border(graph, maker) if maker.op == "Pad" and position == 0 else None
+        if widths is None or reader.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            continue
+        rank = len(widths) // 2
+        own = reader.attr("pads") or [0] * (2 * rank - 4)
+        if len(own) != 2 * rank - 4:
+            continue
+        reader.del_attr("auto_pad")
+        reader.set_attr("pads", [a + b for a, b in zip(own, [*widths[2:rank], *widths[rank + 2 :]])])
+        reader.inputs[0] = maker.inputs[0]
+        gone.append(maker)
+    return graph.remove(gone)
+
+
+def _zero_border(graph: Graph, node: Node) -> list[int] | None:
+    """Return the widths of a Pad that puts zeros around the positions of an image, and nothing around its channels."""
+    attribute = "pads" if "pads" in node.attrs else "paddings"
+    stored = [graph.consts[name] for name in node.inputs[1:] if name in graph.consts.keys() - graph.overridable]
+    if node.attr("mode", "constant") != "constant" or len(stored) < sum(map(bool, node.inputs[1:])) or len(stored) > 2:
+        return None
+    widths = [int(v) for v in np.ravel(node.attrs[attribute] if attribute in node.attrs else stored[0])]
+    number = float(np.ravel(stored[1])[0]) if len(stored) > 1 else node.attr("value", 0.0)
+    rank = len(widths) // 2
+    outer = [*widths[:2], *widths[rank : rank + 2]]
+    return None if number or any(outer) or min(widths) < 0 or rank < 3 else widths
+
+
 def fuse_gemm(graph: Graph) -> int:
     """Make a Gemm of a MatMul of matrices and an Add of one number per column; return how many."""
     if graph.opset < 7 or not any(node.op == "MatMul" for node in graph.walk()):
@@ -133,4 +185,4 @@ def _is_dense(
     return floats and len(shape) == 2 and row in ((shape[1],), (1, shape[1]))
 
 
-__all__ = ["bypass_at_shapes", "fuse_gemm", "merge_moves", "share_nodes", "simplify_more"]
+__all__ = ["bypass_at_shapes", "fuse_gemm", "merge_moves", "pad_in_convolutions", "share_nodes", "simplify_more"]

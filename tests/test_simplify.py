@@ -13,6 +13,7 @@ from prunepass.manager import Pipeline
 
 THOROUGH = "canonicalize{thorough=true}"
 ROWS, IMAGE = "g (float[n, 6] x) => (float[n, k] y)", "g (float[n, 4, 6] x) => (float[n, p, q] y)"
+PIXELS = "g (float[n, 3, 5, 6] x) => (float[n, 4, p, q] y)"
 W, V = weight(6, 6), weight(6)
 
 CASES = [  # what, frame, body, constants, operators that are left
@@ -38,7 +39,8 @@ CASES = [  # what, frame, body, constants, operators that are left
      {"s": np.array([-1, 4, 6])}, "Exp Reshape Neg"),
     ("expand to its own shape", IMAGE, "a = Exp(x) y0 = Expand(a, s) y = Neg(y0)", {"s": np.array([1, 4, 1])},
      "Exp Neg"),
-    ("expand that grows", IMAGE.replace("n, p, q", "o, n, p, q"), "a = Exp(x) y0 = Expand(a, s) y = Neg(y0)", {"s": np.array([3, 1, 1, 1])},
+    ("expand that grows", IMAGE.replace("n, p, q", "o, n, p, q"),
+     "a = Exp(x) y0 = Expand(a, s) y = Neg(y0)", {"s": np.array([3, 1, 1, 1])},
      "Exp Expand Neg"),
     ("a slice of all", IMAGE, "a = Exp(x) y0 = Slice(a, s, e, d) y = Neg(y0)",
      {"s": np.array([0]), "e": np.array([2**63 - 1]), "d": np.array([0])}, "Exp Neg"),
@@ -75,6 +77,23 @@ CASES = [  # what, frame, body, constants, operators that are left
      {"s": np.array([-1, 24]), "t": np.array([-1, 3, 8])}, "Exp Reshape Neg"),
     ("a reshape that copies", IMAGE, "a = Exp(x) b = Reshape(a, s) c = Reshape(b, t) y = Neg(c)",
      {"s": np.array([-1, 6]), "t": np.array([0, 2, 3])}, "Exp Reshape Reshape Neg"),
+    ("zeros around an image", PIXELS, "a = Exp(x) b = Pad(a, s) y = Conv <pads = [1, 0, 0, 0]> (b, w)",
+     {"s": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "w": weight(4, 3, 3, 3)}, "Exp Conv"),
+    ("ones around an image", PIXELS, "a = Exp(x) b = Pad(a, s, o) y = Conv(b, w)",
+     {"s": np.array([0, 0, 1, 2, 0, 0, 0, 1]), "w": weight(4, 3, 3, 3), "o": np.float32(1)}, "Exp Pad Conv"),
+    ("zeros around channels", PIXELS, "a = Exp(x) b = Pad(a, s) y = Conv(b, w)",
+     {"s": np.array([0, 1, 1, 2, 0, 0, 0, 1]), "w": weight(4, 4, 3, 3)}, "Exp Pad Conv"),
+    ("less than nothing around an image", PIXELS, "a = Exp(x) b = Pad(a, s) y = Conv(b, w)",
+     {"s": np.array([0, 0, 0, 0, 0, 0, -1, 0]), "w": weight(4, 3, 3, 3)}, "Exp Pad Conv"),
+    ("a mirror around an image", PIXELS, 'a = Exp(x) b = Pad <mode = "reflect"> (a, s) y = Conv(b, w)',
+     {"s": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "w": weight(4, 3, 3, 3)}, "Exp Pad Conv"),
+    # weights
+    ("a large weight that is computed", ROWS, "m = ReduceMean(k) c = Sub(k, m) y = MatMul(x, c)",
+     {"k": weight(6, 900)}, "MatMul"),
+    ("a large weight that grows", ROWS, "c = Add(k, r) y = MatMul(x, c)", {"k": weight(1, 4200), "r": weight(6, 1)},
+     "Add MatMul"),
+    ("a large weight that others read", ROWS, "c = Neg(k) a = MatMul(x, c) b = MatMul(x, k) y = Sub(a, b)",
+     {"k": weight(6, 900)}, "Neg MatMul MatMul Sub"),
     # dense layers
     ("a dense layer", ROWS, "a = MatMul(x, w) y = Add(a, b)", {"w": W, "b": V}, "Gemm"),
     ("the other way round", ROWS, "a = MatMul(x, w) y = Add(b, a)", {"w": W, "b": V[None]}, "Gemm"),
