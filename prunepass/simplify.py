@@ -8,7 +8,7 @@ import numpy as np
 
 from prunepass.fixed import fold_fixed, named_shapes
 from prunepass.graph import Graph, Node
-from prunepass.rules.folding import GROWS, IMPURE, SHAPED_NO_OPS, WHOLE_MOVES, Shaped
+from prunepass.rules.folding import GROWS, IMPURE, RESHAPES, SHAPED_NO_OPS, WHOLE_MOVES, Shaped
 from prunepass.rules.values import VALUES, evaluate
 from prunepass.tidying import bypass, twins
 
@@ -104,10 +104,11 @@ def _pairs(graph: Graph, ops: frozenset[str]) -> Iterator[tuple[Node, Node, int]
 
 
 def merge_moves(graph: Graph) -> int:
-    """Make one Transpose of two, and one Reshape of two; return how many went."""
+    """Make one Transpose of two, and one Reshape of two that only change the shape; return how many went."""
     gone: dict[int, Node] = {}
     for maker, reader, position in _pairs(graph, frozenset(("Transpose", "Reshape"))):
-        if position or id(maker) in gone or id(reader) in gone or maker.op != reader.op:
+        same = maker.op in RESHAPES if reader.op == "Reshape" else maker.op == reader.op
+        if position or id(maker) in gone or id(reader) in gone or not same:
             continue
         if reader.op == "Transpose":
             inner, outer = maker.attr("perm"), reader.attr("perm")

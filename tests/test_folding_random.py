@@ -31,11 +31,13 @@ class Stats:
     """What many examples came to.
 
     Units
-        zeros: channels that got zeros, for each example. folded: units that went.
+        zeros: channels that got zeros, for each example. folded: units that went. not_finite: examples in which a
+        channel that nobody counts is not finite, which the certificate finds.
     """
 
     examples: int = 0
     not_run: int = 0
+    not_finite: int = 0
     zeros: list[int] = field(default_factory=list)
     folded: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -56,6 +58,9 @@ def check(grown: Grown, zeros: int, pipeline: str, stats: Stats) -> None:
     job = Job.open(grown.model, (), None, None, 0, None)
     facts = Pipeline.parse(pipeline).run_on(job.facts)
     certificate = certify(facts.source, facts.cuts, facts.graph, job.context)
+    if any("NaN or infinity" in fault for fault in certificate.details):  # zero times what is not finite
+        stats.not_finite += 1
+        return
     certificate.raise_if_failed()
     stats.notes += certificate.notes
     certify(facts.source, facts.cuts, facts.graph, replace(job.context, data=grown.larger)).raise_if_failed()
@@ -97,6 +102,7 @@ def check_stats(stats: Stats, number: int) -> None:
     assert stats.examples >= 0.9 * number
     assert np.mean(np.array(stats.zeros) > 0) > 0.8
     assert np.mean(np.array(stats.folded) > 0) > 0.15
+    assert stats.not_finite <= 0.01 * number
     assert len(stats.notes) <= 0.1 * stats.examples
 
 

@@ -75,6 +75,8 @@ CASES = [  # what, frame, body, constants, operators that are left
      "Exp Transpose Transpose Neg Neg"),
     ("two reshapes", IMAGE, "a = Exp(x) b = Reshape(a, s) c = Reshape(b, t) y = Neg(c)",
      {"s": np.array([-1, 24]), "t": np.array([-1, 3, 8])}, "Exp Reshape Neg"),
+    ("another axis and a reshape", IMAGE, "a = Exp(x) b = Unsqueeze(a, s) c = Reshape(b, t) y = Neg(c)",
+     {"s": np.array([1]), "t": np.array([-1, 3, 8])}, "Exp Reshape Neg"),
     ("a reshape that copies", IMAGE, "a = Exp(x) b = Reshape(a, s) c = Reshape(b, t) y = Neg(c)",
      {"s": np.array([-1, 6]), "t": np.array([0, 2, 3])}, "Exp Reshape Reshape Neg"),
     ("zeros around an image", PIXELS, "a = Exp(x) b = Pad(a, s) y = Conv <pads = [1, 0, 0, 0]> (b, w)",

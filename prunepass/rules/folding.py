@@ -13,6 +13,8 @@ from prunepass.rules.table import Table
 NO_OPS: Table[Callable[[Node, Consts], bool]] = Table("whether the first output is the first input")
 WHOLE_MOVES = frozenset("Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
 """The result holds the same elements, all of them."""
+RESHAPES = frozenset("Flatten Reshape Squeeze Unsqueeze".split())
+"""The elements keep their order."""
 MOVES = WHOLE_MOVES | frozenset("Concat Gather ScatterElements ScatterND Slice Split".split())
 """The result is made of elements that were read; a large constant may be moved once and for all."""
 GROWS: Table[int] = Table("the position of the operand that says how large the result is")
