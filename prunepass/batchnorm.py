@@ -11,14 +11,14 @@ from prunepass.dataflow.forward import view
 from prunepass.dataflow.moving import Moved, contribution
 from prunepass.dataflow.ranges import Unknown
 from prunepass.graph import Graph, Node
-from prunepass.rules.affine import SCALE_INPUTS, SCALE_OUTPUTS, Scaling
+from prunepass.rules.affine import AFFINE, COMMUTES, SCALE_INPUTS, SCALE_OUTPUTS, Scaling
 from prunepass.rules.contractions import CONTRACTIONS, Contraction
 from prunepass.rules.dims import trains
 
 
 @dataclass
 class Fold:
-    """One BatchNormalization of a graph: y = x * scale + shift, channel by channel.
+    """One BatchNormalization of a graph, or a part of one: y = x * scale + shift, channel by channel.
 
     Shapes
         scale, shift: (channels,), float64.
@@ -27,6 +27,7 @@ class Fold:
     graph: Graph
     shapes: Any
     node: Node
+    source: str
     scale: np.ndarray
     shift: np.ndarray
 
@@ -35,7 +36,7 @@ class Fold:
 
     def into_producer(self, makers: dict[str, Node]) -> bool:
         """Fold into the operator that makes the input, with a stored sum between them or without."""
-        source = self.node.inputs[0]
+        source = self.source
         maker, between = makers.get(source), None
         if maker is not None and maker.op == "Add" and self._private(source):
             between = self._stored_sum(maker)
@@ -83,7 +84,7 @@ class Fold:
         values = self.shift.reshape(contraction.reads.shape[0], -1)[group, index]
         amount = contribution(contraction, group, index, values) if group.size else np.zeros(1)
         self._store(reader, 1, weight)
-        reader.inputs[0] = self.node.inputs[0]
+        reader.inputs[0] = self.source
         self.graph.remove([self.node])
         self._shift(reader, contraction, amount)
         return True
@@ -145,15 +146,22 @@ class Fold:
             moved.finish()
 
 
-def affine(graph: Graph, node: Node) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return scale and shift of a BatchNormalization whose statistics are stored; None where it has none."""
-    if node.op != "BatchNormalization" or trains(node, graph.opset) or any(node.outputs[1:]):
+def affine(graph: Graph, node: Node, shapes: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the scale and shift per channel that a node applies to its first input; None where it does not."""
+    row = AFFINE.get(node.op)
+    shape = shapes.shape.get(node.inputs[0], ())
+    stored = {name: graph.consts[name] for name in node.inputs if name in graph.consts.keys() - graph.overridable}
+    if row is None or len(shape) < 2 or any(node.outputs[1:]) or trains(node, graph.opset):
         return None
-    given = node.inputs[1:5]
-    if any(name not in graph.consts or name in graph.overridable for name in given):
-        return None
-    scale, bias, mean, var = (graph.consts[name].astype(np.float64).reshape(-1) for name in given)
     with np.errstate(all="ignore"):
-        factor = scale / np.sqrt(var + node.attr("epsilon", 1e-5))
-        shift = bias - mean * factor
-    return (factor, shift) if np.isfinite(factor).all() and np.isfinite(shift).all() else None
+        found = row(node, shape, stored)
+    return found if found is not None and all(np.isfinite(v).all() for v in found) else None
+
+
+def swap_stored(graph: Graph, node: Node) -> Node:
+    """Return a node that commutes with its stored operand behind the other one."""
+    if node.op not in COMMUTES or len(node.inputs) != 2 or node.inputs[0] not in graph.consts:
+        return node
+    turned = node.copy()
+    turned.inputs = node.inputs[::-1]
+    return turned

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from prunepass.batchnorm import Fold, affine
+from prunepass.batchnorm import Fold, affine, swap_stored
 from prunepass.graph import Graph
 from prunepass.manager import Facts, Rewrite
+from prunepass.rules.affine import AFFINE, SCALE_OUTPUTS
 
 
 @dataclass(frozen=True)
 class FoldBatchnorm(Rewrite):
     """Fold BatchNormalization into Conv, ConvTranspose, Gemm or MatMul in front of it or behind it, where exact.
 
-    A shift in front of a convolution that pads with zeros stays, as do weights that other nodes use.
+    A Mul, Div, Add or Sub with one number per channel, which is a part of a BatchNormalization, folds alike. A shift in
+    front of a convolution that pads with zeros stays, as do weights that other nodes use.
 
     Units
         keep: regular expressions of names of nodes that stay; `.*` keeps all, for bn-scale and recalibration.
@@ -27,10 +29,12 @@ class FoldBatchnorm(Rewrite):
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes that were folded."""
         changes = 0
-        for node in list(graph.walk()):
-            found = affine(graph, node)
+        nodes = [node for node in graph.walk() if node.op in AFFINE]
+        for node in nodes if any(node.op in SCALE_OUTPUTS for node in graph.walk()) else []:
+            turned = swap_stored(graph, node)
+            found = affine(graph, turned, facts.get("shapes"))
             if found is None or any(re.search(pattern, node.name) for pattern in self.keep):
                 continue
-            fold = Fold(graph, facts.get("shapes"), node, *found)
+            fold = Fold(graph, facts.get("shapes"), node, turned.inputs[0], *found)
             changes += fold.into_producer(graph.producers()) or fold.into_reader()
         return changes

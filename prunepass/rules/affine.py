@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -63,3 +63,49 @@ def matmul_outputs(node: Node, weight: np.ndarray, factor: np.ndarray) -> np.nda
 @SCALE_INPUTS.row("MatMul")
 def matmul_inputs(node: Node, weight: np.ndarray, factor: np.ndarray) -> np.ndarray | None:
     return np.asarray(weight * _column(factor, 2)) if weight.ndim == 2 else None
+
+
+# ---- what is a scale and a shift -------------------------------------------------------------------------------------
+Affine = Callable[[Node, "tuple[int, ...]", Mapping[str, np.ndarray]], "tuple[np.ndarray, np.ndarray] | None"]
+AFFINE: Table[Affine] = Table("scale and shift per channel (axis 1) of the first input, of this shape")
+COMMUTES = frozenset(("Add", "Mul"))
+
+
+@AFFINE.row("BatchNormalization")
+def batch_norm(
+    node: Node, shape: tuple[int, ...], stored: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    if not stored.keys() >= set(node.inputs[1:5]):
+        return None
+    scale, bias, mean, var = (stored[name].astype(np.float64).reshape(-1) for name in node.inputs[1:5])
+    factor = scale / np.sqrt(var + node.attr("epsilon", 1e-5))
+    return factor, bias - mean * factor
+
+
+def _vector(node: Node, shape: tuple[int, ...], stored: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return a stored operand that holds a number per channel, or one for all, and does not stretch the data."""
+    array = stored.get(node.inputs[1])
+    if array is None or array.dtype.kind != "f" or array.ndim > len(shape):
+        return None
+    sizes = (1,) * (len(shape) - array.ndim) + array.shape
+    if any(size not in ((1, shape[1]) if axis == 1 else (1,)) for axis, size in enumerate(sizes)):
+        return None
+    return np.broadcast_to(array.astype(np.float64).reshape(-1), shape[1:2])
+
+
+@AFFINE.row("Mul Div")
+def scaled(
+    node: Node, shape: tuple[int, ...], stored: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    vector = _vector(node, shape, stored)
+    if vector is None:
+        return None
+    return (vector if node.op == "Mul" else 1 / vector), np.zeros(vector.shape)
+
+
+@AFFINE.row("Add Sub")
+def shifted(
+    node: Node, shape: tuple[int, ...], stored: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    vector = _vector(node, shape, stored)
+    return None if vector is None else (np.ones(vector.shape), vector if node.op == "Add" else -vector)
