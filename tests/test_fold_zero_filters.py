@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from zeroing import with_zeros
 
 from fixtures.tiny import TINY
 from prunepass import load, prune
+from prunepass.cli import main
 from prunepass.ephemeral import mask_graph
 from prunepass.errors import PipelineError, VerifyError
 from prunepass.feeds import random_inputs
@@ -264,6 +266,15 @@ def test_lossless_goes_alone() -> None:
     for options in ({"ratio": 0.3}, {"pipeline": "clean"}):
         with pytest.raises(PipelineError, match="lossless"):
             prune(TINY["mlp"]()[0], lossless=True, **options)
+
+
+def test_lossless_on_the_command_line(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(build(IMAGE, f"{FIRST} r = Relu(h) {LAST}", POINT), source)
+    assert main([str(source), "--lossless", "-q", "-o", str(target)]) == 0
+    sizes = {tuple(t.dims) for t in onnx.load(target).graph.initializer}
+    assert sizes == {(4, 3, 1, 1), (4,), (4, 4, 1, 1)}
+    assert main([str(source), "--lossless", "--align", "4", "-o", str(tmp_path / "c.onnx")]) == 2
 
 
 def test_a_wrong_bias_is_found() -> None:
