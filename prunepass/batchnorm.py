@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prunepass.dataflow.forward import view
-from prunepass.dataflow.moving import Moved, contribution
+from prunepass.dataflow.moving import Moved, contribution, rename_output
 from prunepass.dataflow.ranges import Unknown
 from prunepass.graph import Graph, Node
 from prunepass.rules.affine import AFFINE, COMMUTES, SCALE_INPUTS, SCALE_OUTPUTS, Scaling
@@ -21,7 +21,7 @@ class Fold:
     """One BatchNormalization of a graph, or a part of one: y = x * scale + shift, channel by channel.
 
     Shapes
-        scale, shift: (channels,), float64.
+        scale, shift: (channels,), float64. shapes: of all values; those of new ones are added.
     """
 
     graph: Graph
@@ -58,6 +58,9 @@ class Fold:
             vector = np.broadcast_to(stored.astype(np.float64).reshape(-1), self.scale.shape)
             shape = stored.shape if stored.size == self.scale.size else self.scale.shape
             self._store(node, position, (vector * self.scale).reshape(shape).astype(stored.dtype))
+        if between:
+            old, new = rename_output(self.graph, maker, between[0])
+            self.shapes.shape[new] = self.shapes.shape[old]
         last = between[0] if between else maker
         last.outputs[0] = self.node.outputs[0]
         self.graph.remove([self.node])
@@ -141,7 +144,7 @@ class Fold:
 
     def _shift(self, node: Node, contraction: Contraction, amount: np.ndarray) -> None:
         if amount.any():
-            moved = Moved(self.graph, dict(self.shapes.shape), self.shapes.elem_type)
+            moved = Moved(self.graph, self.shapes.shape, self.shapes.elem_type)
             moved.add(node, contraction, amount)
             moved.finish()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunepass.batchnorm import Fold, affine, swap_stored
 from prunepass.graph import Graph
@@ -30,11 +30,15 @@ class FoldBatchnorm(Rewrite):
         """Return the number of nodes that were folded."""
         changes = 0
         nodes = [node for node in graph.walk() if node.op in AFFINE]
-        for node in nodes if any(node.op in SCALE_OUTPUTS for node in graph.walk()) else []:
+        if not nodes or not any(node.op in SCALE_OUTPUTS for node in graph.walk()):
+            return 0
+        known = facts.get("shapes")
+        shapes = replace(known, shape=dict(known.shape))
+        for node in nodes:
             turned = swap_stored(graph, node)
-            found = affine(graph, turned, facts.get("shapes"))
+            found = affine(graph, turned, shapes)
             if found is None or any(re.search(pattern, node.name) for pattern in self.keep):
                 continue
-            fold = Fold(graph, facts.get("shapes"), node, turned.inputs[0], *found)
+            fold = Fold(graph, shapes, node, turned.inputs[0], *found)
             changes += fold.into_producer(graph.producers()) or fold.into_reader()
         return changes

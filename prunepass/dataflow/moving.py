@@ -56,6 +56,8 @@ class Moved:
                 return
         behind = self._sum_behind(node, shaped)
         if behind is not None:
+            old, new = rename_output(self.graph, node, behind[0])
+            self.shapes[new], self.factors[new] = self.shapes[old], self.factors.get(old, ())
             self._into(*behind, shaped, self._stored(*behind), rank - 1)
         else:
             self._behind(node, shaped)
@@ -107,6 +109,15 @@ class Moved:
     def finish(self) -> None:
         """Put new nodes in."""
         self.graph.replace(self.made)
+
+
+def rename_output(graph: Graph, node: Node, reader: Node) -> tuple[str, str]:
+    """Give the value between two nodes another name, as it is not what it was before; return both names."""
+    old = node.outputs[0]
+    new = graph.fresh_name(f"{old}_unshifted")
+    node.outputs[0] = new
+    reader.inputs = [new if name == old else name for name in reader.inputs]
+    return old, new
 
 
 def move_constants(graph: Graph, coupling: Coupling, sites: Sequence[Site], removed: np.ndarray) -> Coupling:

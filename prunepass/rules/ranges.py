@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from onnx import helper
 
 from prunepass.dataflow.ranges import Range, Unknown, dot, union, whole
 from prunepass.rules.activations import OTHER, RISING
@@ -17,6 +18,8 @@ from prunepass.rules.dims import trains
 from prunepass.rules.known import LARGE, Known
 from prunepass.rules.table import Table
 
+_COARSE = 2.0**-7
+"""What the shortest type may round off."""
 RANGES: Table[Callable[[Known], Sequence[Range]]] = Table("the range of each channel of the result")
 
 
@@ -38,9 +41,24 @@ RANGES(" ".join(RISING), rising)
 RANGES(" ".join(OTHER), other)
 
 
-@RANGES.row("Cast Dropout")
+@RANGES.row("Cast")
+def cast(k: Known) -> list[Range]:
+    """A number that a shorter type rounds is not known any more: at run time it may be rounded the other way."""
+    kind, x = helper.tensor_dtype_to_np_dtype(k.node.attr("to")), k.of()
+    if kind.itemsize >= 4:
+        return [x]
+    low, high = (v.astype(kind).astype(np.float64) for v in (x.low, x.high))
+    below, above = x.low - np.abs(x.low) * _COARSE, x.high + np.abs(x.high) * _COARSE
+    return [
+        Range.of(
+            np.where(low == x.low, low, np.minimum(low, below)), np.where(high == x.high, high, np.maximum(high, above))
+        )
+    ]
+
+
+@RANGES.row("Dropout")
 def passed_on(k: Known) -> list[Range]:
-    if k.node.op == "Dropout" and (k.has(2) or any(k.node.outputs[1:])):
+    if k.has(2) or any(k.node.outputs[1:]):
         raise Unknown
     return [k.of()]
 
