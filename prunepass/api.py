@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from prunepass.plan import Plan
 
 DEFAULT_RATIO = 0.3
+LOSSLESS = "canonicalize{thorough=true},fold-batchnorm,fold-zero-filters,clean"
+"""What `lossless` runs: the result computes what the source computes, on any input."""
 
 
 def default_pipeline(
@@ -62,6 +64,7 @@ def prune(
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
+    lossless: bool = False,
     keep: str | Iterable[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     data: Mapping[str, np.ndarray] | None = None,
@@ -77,7 +80,8 @@ def prune(
 
     Units
         ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes: the share of the
-        source that may stay, 0 < share <= 1. align: kept channels per tensor are a multiple of it.
+        source that may stay, 0 < share <= 1. align: kept channels per tensor are a multiple of it. lossless: remove
+        only what changes no output.
 
     Reads
         model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
@@ -98,6 +102,9 @@ def prune(
     text = default_pipeline(**amounts, criterion=criterion, scope=scope, align=align)
     if pipeline is not None and any(value is not None for value in amounts.values()):
         raise PipelineError("a pipeline has its own amounts; give them to its select pass")
+    if lossless and (pipeline is not None or any(value is not None for value in amounts.values())):
+        raise PipelineError("lossless removes what it can; it goes with no amount and no pipeline")
+    text = LOSSLESS if lossless else text
     chosen = Pipeline.parse(text if pipeline is None else str(pipeline))
     if output is not None:
         inputs.check_outputs([Path(output)], source_paths(model), force)

@@ -10,24 +10,44 @@ from onnx import TensorProto
 
 from prunepass.graph import Graph, Node
 from prunepass.protos import subgraphs_of
-from prunepass.rules.values import SHAPE_VALUES
+from prunepass.rules.values import SHAPE_VALUES, evaluate
 
 _SMALL_BYTES = 1024
+PICKS = frozenset(("Gather", "Slice"))
+"""Operators that take some of the sizes that a Shape gives."""
 Dims = tuple[int | None, ...]
+Named = tuple[int | str | None, ...]
 
 
 def fixed_shapes(graph: Graph) -> dict[str, Dims]:
     """Return shapes as the file fixes them, in bodies too: None for an axis that may change from run to run."""
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_with_sizes(graph), data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
-        return {}
     found = {}
-    for info in _infos(inferred):
+    for info in _inferred(graph):
         if info.type.tensor_type.HasField("shape"):
             dims = info.type.tensor_type.shape.dim
             found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
     return found
+
+
+def named_shapes(graph: Graph) -> tuple[dict[str, Named], dict[str, int]]:
+    """Return shapes and element types as the file fixes them; equal names of dynamic axes mean equal lengths."""
+    shapes: dict[str, Named] = {name: tuple(graph.consts.shape(name)) for name in graph.consts}
+    kinds = {name: graph.consts.elem_type(name) for name in graph.consts}
+    for info in _inferred(graph):
+        tensor = info.type.tensor_type
+        if tensor.elem_type:
+            kinds[info.name] = tensor.elem_type
+        if tensor.HasField("shape"):
+            dims = tensor.shape.dim
+            shapes[info.name] = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims)
+    return shapes, kinds
+
+
+def _inferred(graph: Graph) -> Iterator[onnx.ValueInfoProto]:
+    try:
+        yield from _infos(onnx.shape_inference.infer_shapes(_with_sizes(graph), data_prop=True).graph)
+    except onnx.shape_inference.InferenceError:
+        return
 
 
 def _with_sizes(graph: Graph) -> onnx.ModelProto:
@@ -55,9 +75,9 @@ def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
                 yield from _infos(body)
 
 
-def fold_fixed(graph: Graph) -> int:
-    """Replace sizes that are fixed by constants, where an If may depend on them; return the number of nodes."""
-    if not any(node.op == "If" and node.bodies for node in graph.walk()):
+def fold_fixed(graph: Graph, always: bool = False) -> int:
+    """Replace sizes that are fixed by constants, where an If may depend on them or `always`; return how many nodes."""
+    if not always and not any(node.op == "If" and node.bodies for node in graph.walk()):
         return 0
     shapes, makers, results = fixed_shapes(graph), graph.producers(), graph.results
     gone = []
@@ -76,11 +96,13 @@ def _size(graph: Graph, node: Node, shapes: Mapping[str, Dims], makers: Mapping[
         known = None if fixed is None or None in fixed else tuple(size for size in fixed if size is not None)
         found = SHAPE_VALUES[node.op](node, known) if known is not None else []
         return np.asarray(found[0]) if found else None
-    source = makers.get(node.inputs[0]) if node.op == "Gather" else None
-    if source is None or source.op != "Shape" or source.attrs or node.inputs[1] not in graph.consts:
+    source = makers.get(node.inputs[0]) if node.op in PICKS else None
+    if source is None or source.op != "Shape" or source.attrs:
         return None
-    fixed, index = shapes.get(source.inputs[0]), graph.consts[node.inputs[1]]
-    if fixed is None or index.size != 1 or not -len(fixed) <= int(index.reshape(-1)[0]) < len(fixed):
+    fixed = shapes.get(source.inputs[0])
+    stored = graph.consts.keys() - graph.overridable
+    operands = [graph.consts[name] if name in stored else None for name in node.inputs[1:] if name]
+    if fixed is None or any(operand is None for operand in operands):
         return None
-    size = fixed[int(index.reshape(-1)[0])]
-    return None if size is None else np.full(index.shape, size, np.int64)
+    sizes = evaluate(node, [np.array([-1 if size is None else size for size in fixed], np.int64), *operands])
+    return None if sizes is None or (sizes[0] < 0).any() else sizes[0]

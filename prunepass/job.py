@@ -115,7 +115,11 @@ class Job:
         """Return what was carried out, or else what was only decided."""
         facts = self.facts
         decided = [] if facts.last_plan is None else [facts.last_plan]
-        return [cut.plan for cut in facts.cuts] or decided
+        return [cut.plan for cut in facts.cuts if not cut.lossless] or decided
+
+    def _listed(self) -> list[Plan]:
+        """Return the plans whose groups the report lists: what was folded only where nothing was pruned."""
+        return self._plans() or [cut.plan for cut in self.facts.cuts[:1]]
 
     def _figures(self) -> dict[str, Any]:
         """Return what the models weigh, and what the analyses found on the way."""
@@ -130,5 +134,5 @@ class Job:
             "after": {"params": cost.params, "macs": cost.macs, "bytes": size, "nodes": len(facts.graph.nodes)},
             "barriers": [] if coupling is None else reports.barriers(coupling.barriers),
             "tied": [] if coupling is None else list(coupling.tied),
-            "groups": [row for plan in self._plans() for row in reports.plan_groups(plan)],
+            "groups": [row for plan in self._listed() for row in reports.plan_groups(plan)],
         }

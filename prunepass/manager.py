@@ -72,12 +72,14 @@ class Cut:
     """Record what a slicing pass did, for the certificate: the graph before, the plan, the graph after.
 
     refitted: the graph before with the weights that a later pass fitted to what is left; the removed ones as they were.
+    `lossless`: the graph after computes what the graph before computes, with nothing masked.
     """
 
     before: Graph
     plan: Plan
     after: Graph
     refitted: Graph | None = None
+    lossless: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The certificate: the sliced model and the masked execution of the same plan agree in onnxruntime.
 
-For one cut the chain is: source = canonical graph (numerically), ephemeral form of the canonical graph = result. For
+For one cut the chain is: source = canonical graph (numerically), ephemeral form of the canonical graph = result. Of a
+lossless cut, the graph before it takes the place of the ephemeral form. For
 several cuts each one is certified on its own, the last against the file that is written.
 
 Where two models of the chain differ end to end, they are compared node by node on equal inputs (see `stepwise`). That
@@ -86,10 +87,12 @@ def _chain(source: Graph, cuts: Sequence[Cut], result: Graph) -> list[Pair]:
     for cut, sliced in zip(cuts, after[1:]):
         coupling, removed = cut.plan.coupling, cut.plan.removed
         assert coupling is not None and removed is not None
-        masked = mask_graph(
-            cut.refitted or cut.before, coupling.shapes, coupling.elem_types, coupling.factors, removed, coupling.values
-        )
-        pairs.append(Pair("masked and sliced graph", masked, sliced, coupling.shapes, coupling.factors, removed))
+        what, first = "graph before and after folding", cut.before
+        if not cut.lossless:
+            whole, factors = cut.refitted or cut.before, coupling.factors
+            what = "masked and sliced graph"
+            first = mask_graph(whole, coupling.shapes, coupling.elem_types, factors, removed, coupling.values)
+        pairs.append(Pair(what, first, sliced, coupling.shapes, coupling.factors, removed))
     return pairs
 
 

@@ -304,7 +304,11 @@ LAYOUT = [
     case("Pad", F, ints(0, 1, 2, 0, 1, 1), opset=19, mode="wrap"),
 ]
 
-CASES = [*families(), *ARITHMETIC, *CONSTANTS, *INDEXING, *LAYOUT]
+NORMS = [
+    case("BatchNormalization", F, *(P[0, :, i] for i in range(4)), epsilon=0.1),
+    case("BatchNormalization", F, *(P[0, :, i] for i in range(4)), outputs=3, training_mode=1),
+]
+CASES = [*families(), *ARITHMETIC, *CONSTANTS, *INDEXING, *LAYOUT, *NORMS]
 
 
 def expected(case: Case, node: onnx.NodeProto) -> list[np.ndarray]:

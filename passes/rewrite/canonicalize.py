@@ -18,6 +18,7 @@ from prunepass.rules.folding import GROWS, MOVES, WHOLE_MOVES
 from prunepass.rules.values import SHAPE_VALUES, VALUES, evaluate
 from prunepass.sequences import unpack_sequences
 from prunepass.shuffle import chains, gather_shuffles, is_static
+from prunepass.simplify import simplify_more
 from prunepass.strides import reshape_views
 from prunepass.tidying import bypass_no_ops, remove_dead, remove_unused
 
@@ -35,12 +36,24 @@ class Canonicalize(Rewrite):
     layers; `clean` shares equal tensors again. A weight matrix that several nodes use is tied, and stays tied. A
     channel shuffle becomes one Gather. Sizes that follow from fixed input shapes become constants. What nobody reads
     goes, so that costs are those of the model that runs.
+
+    Units
+        thorough: compute equal nodes once, too, fuse MatMul and Add, and drop what changes nothing at these shapes.
     """
 
     name = "canonicalize"
 
+    thorough: bool = False
+
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes, constants and uses that changed."""
+        changes = self._usual(graph, facts)
+        while self.thorough and (found := simplify_more(graph)):
+            facts.invalidate()
+            changes += found + simplify(graph)
+        return changes
+
+    def _usual(self, graph: Graph, facts: Facts) -> int:
         changes = enter_bodies(graph) + simplify(graph)
         while folded := fold_fixed(graph):
             changes += folded + simplify(graph)

@@ -26,6 +26,8 @@ class Compensate(Rewrite):
         """Return the number of layers whose weights changed."""
         if not facts.cuts:
             raise UnsupportedError("compensate: nothing was pruned; put select and slice-channels before it")
+        if facts.cuts[-1].lossless:
+            raise UnsupportedError("compensate: the last cut was a lossless one; put fold-zero-filters behind it")
         teacher = Teacher(facts.cuts)
         batches = calibration(facts)
         work = Sequential(teacher, graph, batches, Options(facts.context.seed, self.memory << 20))

@@ -54,6 +54,7 @@ def prune_parser() -> Parser:
     amount.add_argument("--macs", metavar="F", type=fraction, help="keep at most this share of the MACs, 0 < F <= 1")
     amount.add_argument("--params", metavar="F", type=fraction, help="keep at most this share of the parameters")
     amount.add_argument("--bytes", metavar="F", type=fraction, help="keep at most this share of the file size")
+    amount.add_argument("--lossless", action="store_true", help="remove only what changes no output")
     which = parser.add_argument_group("which channels")
     which.add_argument("--criterion", metavar="C", help="importance criterion, see --list (default: l2)")
     which.add_argument("--scope", metavar="S", help="what is ranked together, see --list (default: global)")
@@ -127,6 +128,8 @@ def check_prune(parser: Parser, args: argparse.Namespace) -> None:
     if args.model is None:
         parser.error("the model file is missing")
     given = [name for name in SELECTION if getattr(args, name) is not None]
+    if args.lossless and (args.pipeline is not None or given):
+        parser.error(f"--{'pipeline' if args.pipeline is not None else given[0]} does not go with --lossless")
     if args.pipeline is not None and given:
         parser.error(f"--{given[0]} does not go with --pipeline; write it in the text, as in select{{{given[0]}=...}}")
 

@@ -34,6 +34,7 @@ def prune(args: argparse.Namespace) -> None:
         result = api.prune(
             model,
             **selection,
+            lossless=args.lossless,
             keep=args.keep,
             seed=args.seed,
             pipeline=args.pipeline,

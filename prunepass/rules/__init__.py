@@ -11,6 +11,7 @@ from prunepass.rules import (
     quantised,
     recurrent,
     sampling,
+    value_norms,
 )
 from prunepass.rules.dims import DIMS, rule
 
@@ -27,4 +28,5 @@ __all__ = [
     "recurrent",
     "rule",
     "sampling",
+    "value_norms",
 ]

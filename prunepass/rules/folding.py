@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
 
 from prunepass.graph import Consts, Node
 from prunepass.rules.table import Table
@@ -10,6 +13,8 @@ from prunepass.rules.table import Table
 NO_OPS: Table[Callable[[Node, Consts], bool]] = Table("whether the first output is the first input")
 WHOLE_MOVES = frozenset("Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
 """The result holds the same elements, all of them."""
+RESHAPES = frozenset("Flatten Reshape Squeeze Unsqueeze".split())
+"""The elements keep their order."""
 MOVES = WHOLE_MOVES | frozenset("Concat Gather ScatterElements ScatterND Slice Split".split())
 """The result is made of elements that were read; a large constant may be moved once and for all."""
 GROWS: Table[int] = Table("the position of the operand that says how large the result is")
@@ -36,3 +41,109 @@ def transpose(node: Node, consts: Consts) -> bool:
 def nothing_to_scatter(node: Node, consts: Consts) -> bool:
     """An assignment to an empty slice, which sizes that turn out to be 0 make."""
     return node.inputs[1] in consts and 0 in consts.shape(node.inputs[1])
+
+
+IMPURE = frozenset(
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout".split()
+)
+"""Two of them, with equal operands, may give different results."""
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A node with the shapes that the file fixes; axes of the same name have the same length.
+
+    Units
+        kinds: element types. fixed: contents of small constants.
+    """
+
+    node: Node
+    shapes: Mapping[str, tuple[int | str | None, ...]]
+    kinds: Mapping[str, int]
+    fixed: Mapping[str, np.ndarray]
+
+    def same_shape(self, position: int = 0) -> bool:
+        """Whether an input certainly has the shape of the result."""
+        a, b = (self.shapes.get(name) for name in (self.node.inputs[position], self.node.outputs[0]))
+        return a is not None and a == b and None not in a
+
+    def known(self, position: int, attribute: str = "") -> list[int] | None:
+        """Return integers that are an attribute or a stored operand."""
+        if attribute and attribute in self.node.attrs:
+            return [int(v) for v in np.ravel(self.node.attrs[attribute])]
+        found = self.fixed.get(self.node.inputs[position]) if position < len(self.node.inputs) else None
+        return None if found is None else [int(v) for v in np.ravel(found)]
+
+
+SHAPED_NO_OPS: Table[Callable[[Shaped], int | None]] = Table("which input the result is, given the shapes")
+
+
+@SHAPED_NO_OPS.row("Expand")
+def same_shape(s: Shaped) -> int | None:
+    return 0 if s.same_shape() else None
+
+
+@SHAPED_NO_OPS.row("Reshape")
+def reshape_to_itself(s: Shaped) -> int | None:
+    """Each size of the target is that of the input, or copied; one may be left open, which leaves the rest for it."""
+    shape, target = s.shapes.get(s.node.inputs[0]), s.known(1, "shape")
+    if s.same_shape() or shape is None or target is None or len(shape) != len(target) or target.count(-1) > 1:
+        return 0 if s.same_shape() else None
+    copies = not s.node.attr("allowzero", 0)
+    own = [size == given or (size == 0 and copies) or size == -1 for size, given in zip(target, shape)]
+    return 0 if all(own) and (0 not in shape or -1 not in target) else None
+
+
+@SHAPED_NO_OPS.row("Flatten Squeeze Unsqueeze Tile")
+def same_shape_too(s: Shaped) -> int | None:
+    return 0 if s.same_shape() and all(isinstance(d, int) for d in s.shapes[s.node.inputs[0]]) else None
+
+
+@SHAPED_NO_OPS.row("Slice")
+def slice_of_all(s: Shaped) -> int | None:
+    starts, ends, steps = s.known(1, "starts"), s.known(2, "ends"), s.known(4)
+    forward = len(s.node.inputs) < 5 or not s.node.inputs[4] or (steps is not None and set(steps) == {1})
+    if starts is None or ends is None or not forward or any(starts):
+        return None
+    whole = s.same_shape() and all(isinstance(d, int) for d in s.shapes[s.node.inputs[0]])
+    return 0 if whole or min(ends) >= np.iinfo(np.int64).max - 1 else None
+
+
+@SHAPED_NO_OPS.row("Pad")
+def pad_of_nothing(s: Shaped) -> int | None:
+    pads = s.known(1, "pads" if "pads" in s.node.attrs else "paddings")
+    return 0 if pads is not None and not any(pads) else None
+
+
+@SHAPED_NO_OPS.row("Cast")
+def cast_to_itself(s: Shaped) -> int | None:
+    return 0 if s.kinds.get(s.node.inputs[0]) == s.node.attr("to") else None
+
+
+def _unit(s: Shaped, number: float, positions: tuple[int, ...]) -> int | None:
+    """Return the operand that a neutral number in the other place leaves as it is."""
+    for position in positions:
+        other = s.fixed.get(s.node.inputs[position])
+        if other is not None and other.size and bool((other == number).all()) and s.same_shape(1 - position):
+            return 1 - position
+    return None
+
+
+@SHAPED_NO_OPS.row("Mul")
+def times_one(s: Shaped) -> int | None:
+    return _unit(s, 1, (1, 0))
+
+
+@SHAPED_NO_OPS.row("Div Pow")
+def by_one(s: Shaped) -> int | None:
+    return _unit(s, 1, (1,))
+
+
+@SHAPED_NO_OPS.row("Add")
+def plus_zero(s: Shaped) -> int | None:
+    return _unit(s, 0, (1, 0))
+
+
+@SHAPED_NO_OPS.row("Sub")
+def minus_zero(s: Shaped) -> int | None:
+    return _unit(s, 0, (1,))
