@@ -301,7 +301,7 @@ def seed_random_nodes(graph: Graph, seed: int = 0) -> Graph:
     twin = graph.copy()
     for at, node in enumerate(twin.nodes):
         if node.op in _RANDOM_OPS or _drops(node.op, node.inputs, graph.opset):
-            node.set_attr("seed", _seed(node.outputs[0], seed))
+            node.set_attr("seed", _seed(node.op, node.outputs[0], seed))
         elif node.subgraphs:
             proto = onnx.NodeProto()
             proto.CopyFrom(node.to_proto())
@@ -323,8 +323,12 @@ def _seed_body(body: onnx.GraphProto, seed: int, opset: int) -> None:
         if draws and domain_name(node.domain) == "":
             kept = [a for a in node.attribute if a.name != "seed"]
             del node.attribute[:]
-            node.attribute.extend([*kept, onnx.helper.make_attribute("seed", _seed(node.output[0], seed))])
+            node.attribute.extend(
+                [*kept, onnx.helper.make_attribute("seed", _seed(node.op_type, node.output[0], seed))]
+            )
 
 
-def _seed(name: str, seed: int) -> float:
-    return float(zlib.crc32(f"{seed}:{name}".encode()) % 2**20)
+def _seed(op: str, name: str, seed: int) -> float | int:
+    """Return a seed for one value; an integer where the operator wants one."""
+    found = zlib.crc32(f"{seed}:{name}".encode()) % 2**20
+    return found if op == "Dropout" else float(found)

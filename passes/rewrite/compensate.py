@@ -18,7 +18,6 @@ class Compensate(Rewrite):
 
     name = "compensate"
     idempotent = False
-    keeps = ("shapes",)
 
     memory: int = 1024
 
