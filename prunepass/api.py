@@ -19,6 +19,8 @@ from prunepass.manager import Pipeline, Progress, Timing
 from prunepass.options import format_value
 
 if TYPE_CHECKING:
+    from prunepass.budgets import Amount
+    from prunepass.cost import CostModel
     from prunepass.coupling import Coupling
     from prunepass.explain import Explanation
     from prunepass.files import Source
@@ -30,9 +32,10 @@ DEFAULT_RATIO = 0.3
 def default_pipeline(
     ratio: float | None = None,
     *,
-    macs: float | None = None,
-    params: float | None = None,
-    bytes: float | None = None,
+    macs: Amount | None = None,
+    params: Amount | None = None,
+    bytes: Amount | None = None,
+    ram: Amount | None = None,
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
@@ -40,12 +43,12 @@ def default_pipeline(
     """Return the text of the main job: `canonicalize,select{...},slice-channels,clean`.
 
     Raises
-        PipelineError: more than one of ratio, macs, params and bytes is given.
+        PipelineError: a ratio and a budget are given.
     """
-    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes}
+    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram}
     given: dict[str, Any] = {name: value for name, value in amounts.items() if value is not None}
-    if len(given) > 1:
-        raise PipelineError(f"{' and '.join(given)} do not go together; give one of them")
+    if "ratio" in given and len(given) > 1:
+        raise PipelineError(f"{' and '.join(given)} do not go together; give the ratio or budgets")
     given = given or {"ratio": DEFAULT_RATIO}
     given |= {"criterion": criterion, "scope": scope, "align": align}
     options = " ".join(f"{name}={format_value(value)}" for name, value in given.items())
@@ -56,9 +59,10 @@ def prune(
     model: Source,
     ratio: float | None = None,
     *,
-    macs: float | None = None,
-    params: float | None = None,
-    bytes: float | None = None,
+    macs: Amount | None = None,
+    params: Amount | None = None,
+    bytes: Amount | None = None,
+    ram: Amount | None = None,
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
@@ -76,8 +80,9 @@ def prune(
     """Prune a model and check the result against a masked run of the same plan.
 
     Units
-        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes: the share of the
-        source that may stay, 0 < share <= 1. align: kept channels per tensor are a multiple of it.
+        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram: what may stay, as
+        a share of the source, 0 < share <= 1, or as an amount ("120M", "256KB"); several must hold at once. ram: bytes
+        of activations at the worst moment. align: kept channels per tensor are a multiple of it.
 
     Reads
         model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
@@ -94,9 +99,10 @@ def prune(
         result = prunepass.prune("model.onnx", ratio=0.5, output="small.onnx")
         result.report["after"]["params"], result.report["certificate"]["max_abs"]
     """
-    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes}
-    text = default_pipeline(**amounts, criterion=criterion, scope=scope, align=align)
-    if pipeline is not None and any(value is not None for value in amounts.values()):
+    text = default_pipeline(
+        ratio, macs=macs, params=params, bytes=bytes, ram=ram, criterion=criterion, scope=scope, align=align
+    )
+    if pipeline is not None and any(value is not None for value in (ratio, macs, params, bytes, ram)):
         raise PipelineError("a pipeline has its own amounts; give them to its select pass")
     chosen = Pipeline.parse(text if pipeline is None else str(pipeline))
     if output is not None:
@@ -156,9 +162,18 @@ class Inspection:
     size: dict[str, int]
     sha256: str
     timing: tuple[Timing, ...]
+    cost: CostModel
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data, as docs/inspect.md describes it."""
+    def costs(self) -> dict[str, Any]:
+        """Return what the model costs as plain data: in all, by type, at the peak of its memory, per node and group."""
+        from prunepass.costs import cost_report
+
+        found = cost_report(self.graph, self.coupling, self.cost)
+        found["total"]["bytes"] = self.size["bytes"]
+        return found
+
+    def to_json(self, cost: bool = False) -> dict[str, Any]:
+        """Return everything as plain data, as docs/inspect.md describes it; the costs if asked for."""
         holders = self.explanation.holders
         found = {
             "schema": reports.INSPECT_SCHEMA,
@@ -171,6 +186,7 @@ class Inspection:
             "barriers": reports.holders(h for h in holders if h.no_rule),
             "pinned": reports.holders(h for h in holders if not h.no_rule),
             "axes": reports.pinned_axes(self.explanation.axes),
+            **({"cost": self.costs()} if cost else {}),
             "timing": reports.timing(self.timing),
             "versions": reports.versions(),
         }
@@ -194,7 +210,7 @@ def inspect(
     with facts.timed("explain"):
         explanation = explain(facts.graph, coupling, cost)
     binding, sha256 = facts.get("shapes").binding, job.context.source_sha256
-    return Inspection(facts.graph, coupling, explanation, binding, job.before(), sha256, tuple(job.stages()))
+    return Inspection(facts.graph, coupling, explanation, binding, job.before(), sha256, tuple(job.stages()), cost)
 
 
 def source_paths(model: Source) -> list[Path]:

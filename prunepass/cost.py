@@ -120,6 +120,12 @@ class CostModel:
         sizes: np.ndarray = (self.tensors.elements_of(lengths) * bits + 7) // 8
         return sizes
 
+    def elements(self, removed: np.ndarray) -> np.ndarray:
+        """Return the elements of every tensor after a plan; 0 for constants that are no parameters."""
+        elements: np.ndarray = self.tensors.elements_of(self.tensors.lengths_after(removed)).copy()
+        elements[: self.n_consts] *= self._floats
+        return elements
+
     def live(self, removed: np.ndarray | None = None, int8: bool = False) -> np.ndarray:
         """Return the bytes of activations that are alive at each step; step 0 is before the first node."""
         return self.liveness.live(self.sizes(removed, int8)[self.value_places])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -123,13 +123,18 @@ def ladder(
     scores: np.ndarray,
     frozen: np.ndarray,
     align: int,
-    max_ratio: float = 1.0,
+    max_ratio: float | Sequence[float] = 1.0,
 ) -> list[list[Event]]:
-    """Return the events of each group, in the order in which they must happen."""
+    """Return the events of each group, in the order in which they must happen.
+
+    Units
+        max_ratio: largest share that a group may lose: one for all, or one for each.
+    """
+    most = [max_ratio] * len(groups) if isinstance(max_ratio, (int, float)) else max_ratio
     found = []
     for number, group in enumerate(groups):
         widths = channels_per_unit(coupling, group) if align > 1 else ()
-        found.append(_group_events(number, group, scores, frozen, align, max_ratio, widths))
+        found.append(_group_events(number, group, scores, frozen, align, most[number], widths))
     return found
 
 
@@ -159,17 +164,19 @@ def _group_events(
     return [Event(number, key, ranked[:, before:loss].reshape(-1)) for key, before, loss in steps]
 
 
-def classes_of(groups: Sequence[Group], scope: Scope) -> list[list[int]]:
-    """Sort groups, by their positions, into classes whose units are ranked together.
+def classes_of(groups: Sequence[Group], scope: Scope, without: Container[int] = ()) -> list[list[int]]:
+    """Sort groups, by their positions, into classes whose units are ranked together; some take no part.
 
     Source
         isomorphic: Fang et al. 2024, Isomorphic Pruning for Vision Models, section 3. Here equal structure means the
         shapes and axes of all constants on which a group sits.
     """
     if scope == "local":
-        return [[position] for position in range(len(groups))]
+        return [[position] for position in range(len(groups)) if position not in without]
     found: dict[str, list[int]] = {}
     for position, group in enumerate(groups):
+        if position in without:
+            continue
         found.setdefault(group.signature if scope == "isomorphic" else "", []).append(position)
     return list(found.values())
 
@@ -282,6 +289,6 @@ def _nearer(
 def removed_by(events: Sequence[Event], n_units: int) -> np.ndarray:
     """Return a boolean array of all units, True for those that the events remove."""
     removed = np.zeros(n_units, bool)
-    for event in events:
-        removed[event.units] = True
+    if events:
+        removed[np.concatenate([event.units for event in events])] = True
     return removed

@@ -61,7 +61,7 @@ def test_the_main_job(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = "before after certificate barriers groups options timing versions"
     assert set(keys.split()) <= set(report)
     before, after = report["before"], report["after"]
-    assert set(before) == set(after) == {"params", "macs", "bytes", "nodes"}
+    assert set(before) == set(after) == {"params", "macs", "bytes", "ram", "nodes"}
     assert before["bytes"] == DIGITS.stat().st_size
     assert after["bytes"] == (folder / "model.pruned.onnx").stat().st_size
     assert after["params"] < 0.6 * before["params"]

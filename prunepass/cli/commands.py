@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from prunepass import api, inputs
-from prunepass.cli import inspection, show
+from prunepass.cli import costs, inspection, show
 from prunepass.cli.arguments import SELECTION
 from prunepass.cli.catalogue import catalogue
 from prunepass.errors import PipelineError, PruneError
@@ -64,13 +64,16 @@ def inspect(args: argparse.Namespace) -> None:
     with _bar(args) as progress:
         found = api.inspect(args.model, shapes=dict(args.shape), progress=progress)
     if args.json:
-        write_json(args.json, found.to_json())
+        write_json(args.json, found.to_json(args.cost))
     if args.dot:
         from prunepass.dot import to_dot  # networkx takes its time to import
 
         write_text(args.dot, to_dot(found))
     if not args.quiet:
-        inspection.show_inspection(Console(), found.to_json())
+        if args.cost:
+            costs.show_costs(Console(), found.costs())
+        else:
+            inspection.show_inspection(Console(), found.to_json())
 
 
 def list_all(args: argparse.Namespace) -> None:

@@ -11,8 +11,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 SHOWN_NAME = 36  # characters
-NUMERIC = frozenset(("before", "after", "left", "seconds", "changes", "units", "sites", "parameters", "MACs"))
-QUANTITIES = (("params", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), ("nodes", "nodes"))
+NUMERIC = frozenset(
+    ("before", "after", "left", "seconds", "changes", "units", "sites", "parameters", "MACs", "bytes", "RAM", "traffic")
+)
+QUANTITIES = (
+    ("params", "parameters"),
+    ("macs", "MACs"),
+    ("bytes", "bytes"),
+    ("ram", "bytes of RAM"),
+    ("nodes", "nodes"),
+)
 
 
 class Bar:
