@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prunepass.plan import Plan
 
 DEFAULT_RATIO = 0.3
+CPU = "CPUExecutionProvider"
 
 
 def default_pipeline(
@@ -36,21 +37,27 @@ def default_pipeline(
     params: Amount | None = None,
     bytes: Amount | None = None,
     ram: Amount | None = None,
+    latency: Amount | None = None,
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
+    threads: int = 1,
+    batch: int = 1,
+    provider: str = CPU,
 ) -> str:
     """Return the text of the main job: `canonicalize,select{...},slice-channels,clean`.
 
     Raises
         PipelineError: a ratio and a budget are given.
     """
-    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram}
+    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
     given: dict[str, Any] = {name: value for name, value in amounts.items() if value is not None}
     if "ratio" in given and len(given) > 1:
         raise PipelineError(f"{' and '.join(given)} do not go together; give the ratio or budgets")
     given = given or {"ratio": DEFAULT_RATIO}
     given |= {"criterion": criterion, "scope": scope, "align": align}
+    measuring = {"threads": (threads, 1), "batch": (batch, 1), "provider": (provider, CPU)}
+    given |= {name: value for name, (value, usual) in measuring.items() if value != usual}
     options = " ".join(f"{name}={format_value(value)}" for name, value in given.items())
     return f"canonicalize,select{{{options}}},slice-channels,clean"
 
@@ -63,9 +70,14 @@ def prune(
     params: Amount | None = None,
     bytes: Amount | None = None,
     ram: Amount | None = None,
+    latency: Amount | None = None,
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
+    threads: int = 1,
+    batch: int = 1,
+    provider: str = CPU,
+    cache: str | os.PathLike[str] = "",
     keep: str | Iterable[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     data: Mapping[str, np.ndarray] | None = None,
@@ -80,14 +92,17 @@ def prune(
     """Prune a model and check the result against a masked run of the same plan.
 
     Units
-        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram: what may stay, as
-        a share of the source, 0 < share <= 1, or as an amount ("120M", "256KB"); several must hold at once. ram: bytes
-        of activations at the worst moment. align: kept channels per tensor are a multiple of it.
+        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram, latency: what may
+        stay, as a share of the source, 0 < share <= 1, or as an amount ("120M", "256KB", "8ms"); several must hold at
+        once. ram: bytes of activations at the worst moment. latency: measured here in onnxruntime, with so many
+        threads, samples at a time (batch) and this execution provider. align: kept channels per tensor are a multiple
+        of it.
 
     Reads
         model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
         that stay whole. shapes: by input name, for dynamic axes. data: arrays by input name, used to verify. pipeline:
         passes to run instead of the default ones; criterion, scope, align and the amounts are then its own options.
+        cache: folder of measured times (default: that of the user, or the environment variable PRUNEPASS_CACHE).
 
     Writes
         output: the pruned model, if a path is given. Nothing is written when anything fails.
@@ -99,15 +114,16 @@ def prune(
         result = prunepass.prune("model.onnx", ratio=0.5, output="small.onnx")
         result.report["after"]["params"], result.report["certificate"]["max_abs"]
     """
-    text = default_pipeline(
-        ratio, macs=macs, params=params, bytes=bytes, ram=ram, criterion=criterion, scope=scope, align=align
-    )
-    if pipeline is not None and any(value is not None for value in (ratio, macs, params, bytes, ram)):
+    budgets: dict[str, Any] = {"macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
+    running: dict[str, Any] = {"threads": threads, "batch": batch, "provider": provider}
+    text = default_pipeline(ratio, **budgets, criterion=criterion, scope=scope, align=align, **running)
+    if pipeline is not None and any(value is not None for value in (ratio, *budgets.values())):
         raise PipelineError("a pipeline has its own amounts; give them to its select pass")
     chosen = Pipeline.parse(text if pipeline is None else str(pipeline))
     if output is not None:
         inputs.check_outputs([Path(output)], source_paths(model), force)
     job = Job.open(model, keep, shapes, data, seed, progress)
+    job.context.cache = os.fspath(cache)
     chosen.run_on(job.facts, verify_each=verify_each)
     result = job.finish(verify, {"pipeline": str(chosen), "keep": list(job.context.keep)})
     if output is not None:

@@ -6,6 +6,7 @@ limit. A plan fits when it is at most 1.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ Meter: TypeAlias = Callable[[np.ndarray], float]
 KINDS = ("macs", "params", "bytes", "ram", "latency")
 UNITS: dict[str, dict[str, float]] = {
     "count": {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
-    "bytes": {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    "bytes": {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
     "time": {"us": 1e-3, "ms": 1.0, "s": 1e3},
 }
 """What an amount may end with, and how much of the unit of its kind that is: one, a byte, a millisecond."""
@@ -104,7 +105,7 @@ class Budgets:
 
     def used(self, removed: np.ndarray) -> float:
         """Return the largest share of a limit that a plan takes; it fits when that is at most 1."""
-        return max((cost / self.limits[kind] for kind, cost in self.costs(removed).items()), default=0.0)
+        return max((_share(cost, self.limits[kind]) for kind, cost in self.costs(removed).items()), default=0.0)
 
     def broken(self, removed: np.ndarray) -> list[str]:
         """Return the kinds whose limit a plan does not keep to."""
@@ -117,6 +118,11 @@ class Budgets:
     def at(self, kind: str, limit: float) -> Budgets:
         """Return the same limits but for one."""
         return replace(self, limits={**self.limits, kind: limit})
+
+
+def _share(cost: float, limit: float) -> float:
+    """Return cost / limit; a limit of nothing at all is reached by nothing only."""
+    return cost / limit if limit > 0 else math.inf if cost > 0 else 0.0
 
 
 def what_remains(model: CostModel, kind: str, removed: np.ndarray, shown: int = 3) -> str:

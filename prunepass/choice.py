@@ -40,7 +40,8 @@ class Terms:
     """Hold what a user may ask of a choice.
 
     Units
-        ratio: share of all units, where no budget is given. max_ratio: largest share that one group may lose.
+        ratio: share of all units, where no budget is given. strict: align narrow axes to no less than wide ones.
+        max_ratio: largest share that one group may lose.
         ratios, max_ratios: the same for groups by name: pairs of a regular expression and a share.
     """
 
@@ -48,6 +49,7 @@ class Terms:
     budgets: tuple[Budget, ...] = ()
     scope: Scope = "global"
     align: int = 8
+    strict: bool = False
     max_ratio: float = 1.0
     ratios: NamedRatios = ()
     max_ratios: NamedRatios = ()
@@ -67,6 +69,12 @@ class Scale:
     near: float = NEAR
     meter: Meter | None = None
     additive: bool = True
+
+    def corrected(self, goal: float, predicted: float, spent: float) -> float:
+        """Return the limit of the prediction, given what was predicted and spent for some plan near the goal."""
+        if self.additive:
+            return goal - (spent - predicted)
+        return goal * (1 - self.near / 2) * predicted / spent
 
 
 def named_ratios(option: str, texts: Sequence[str]) -> NamedRatios:
@@ -143,9 +151,7 @@ class Choice:
 
     def removed(self, scores: np.ndarray, progress: float = 1.0) -> np.ndarray:
         """Return which units go when `progress` (0 to 1) of the way is to be covered."""
-        finite = np.where(np.isneginf(scores), np.nanmin(scores[np.isfinite(scores)], initial=0.0) - 1.0, scores)
-        frozen = self.kept | protected_units(self.coupling, finite) | np.isposinf(scores)
-        events = ladder(self.coupling, self.groups, finite, frozen, self.align, self.most)
+        events = self.events(scores)
         first = [event for i, ratio in self.fixed.items() for event in self._share(events[i], i, ratio * progress)]
         rankings = [ranking([events[i] for i in members]) for members in self.classes]
         if self.terms.budgets:
@@ -153,6 +159,17 @@ class Choice:
         share = _covered(self.terms.ratio, progress, self.terms.exponential)
         chosen = [event for order, size in zip(rankings, self.sizes) for event in take_share(order, share, size)]
         return removed_by([*first, *chosen], self.coupling.n_units)
+
+    def events(self, scores: np.ndarray) -> list[list[Event]]:
+        """Return the ladder of every group."""
+        finite = np.where(np.isneginf(scores), np.nanmin(scores[np.isfinite(scores)], initial=0.0) - 1.0, scores)
+        frozen = self.kept | protected_units(self.coupling, finite) | np.isposinf(scores)
+        return ladder(self.coupling, self.groups, finite, frozen, self.align, self.most, self.terms.strict)
+
+    def thinned(self, scores: np.ndarray, share: float) -> np.ndarray:
+        """Return the plan that takes the same share of every group."""
+        chosen = [event for i, own in enumerate(self.events(scores)) for event in self._share(own, i, share)]
+        return removed_by(chosen, self.coupling.n_units)
 
     def _share(self, events: Sequence[Event], number: int, ratio: float) -> list[Event]:
         return take_share(events, ratio, self.groups[number].units.size)
@@ -178,6 +195,7 @@ class Choice:
         """Weigh the finished model and correct the limits by what the prediction missed."""
         goals = dict(budgets.limits)
         near = max(self.scales[kind].near for kind in weighed)
+        between = dict.fromkeys(weighed, (0.0, math.inf))
         best, most, spent = removed, 0.0, dict[str, float]()
         for _ in range(_CORRECTIONS):
             predicted = budgets.costs(removed)
@@ -189,10 +207,11 @@ class Choice:
             if 1 - near <= used <= 1:
                 break
             for kind in weighed:
-                missed = spent[kind] - predicted[kind]
-                factor = predicted[kind] / spent[kind]
-                additive = self.scales[kind].additive
-                budgets = budgets.at(kind, goals[kind] - missed if additive else goals[kind] * factor)
+                low, high = between[kind]
+                fits = spent[kind] <= goals[kind]
+                low, high = between[kind] = (max(low, predicted[kind]), high) if fits else (low, predicted[kind])
+                limit = self.scales[kind].corrected(goals[kind], predicted[kind], spent[kind])
+                budgets = budgets.at(kind, limit if low < limit < high else (low + high) / 2)
             before, removed = removed, self._predicted(first, order, budgets)
             if np.array_equal(before, removed):
                 break

@@ -103,6 +103,7 @@ class Job:
         report = {
             "schema": reports.SCHEMA,
             **found,
+            **self._measured(),
             "certificate": reports.certificate(certificate),
             "options": {**options, "seed": self.context.seed, "verify": verify, "shapes": self.context.shapes},
             "timing": reports.timing(self.stages()),
@@ -116,6 +117,11 @@ class Job:
         facts = self.facts
         decided = [] if facts.last_plan is None else [facts.last_plan]
         return [cut.plan for cut in facts.cuts] or decided
+
+    def _measured(self) -> dict[str, Any]:
+        """Return what was measured on the way: the latency of the last plan that was chosen for it."""
+        found = [plan.options["latency"] for plan in self._plans() if "latency" in plan.options]
+        return {"latency": found[-1]} if found else {}
 
     def _figures(self) -> dict[str, Any]:
         """Return what the models weigh, and what the analyses found on the way."""

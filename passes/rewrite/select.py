@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,10 +17,15 @@ from prunepass.errors import PipelineError
 from prunepass.graph import Graph
 from prunepass.kept import element_mask, kept_masks
 from prunepass.labels import Policy
+from prunepass.latency import LatencyModel
 from prunepass.manager import Facts, Rewrite
+from prunepass.optable import cache_folder
 from prunepass.plan import Plan
+from prunepass.runtime import CPU
 from prunepass.selection import Scope, kept_by_name
 from prunepass.slicing import slice_graph
+from prunepass.speedup import judged, learn_latency
+from prunepass.stopwatch import Setting
 
 from .clean import Clean
 
@@ -31,7 +36,8 @@ class Select(Rewrite):
 
     Units
         ratio: share of all units to remove. macs, params, bytes, ram: what may stay, as a share of the source or an
-        amount (120M, 256KB); several must hold at once. ram: bytes of activations at the worst moment.
+        amount (120M, 256KB, 8ms); several must hold at once. ram: bytes of activations at the worst moment. latency:
+        measured here in onnxruntime, with so many threads, samples at a time (batch) and this execution provider.
         align: kept channels per axis are a multiple of it; 1 switches it off. keep: regular expressions of names that
         stay whole. scope: rank all groups together, each for itself, equal structures together, or whole heads of
         attention only (with their key and value heads, whatever the policy says). steps: rounds of scoring and
@@ -50,6 +56,7 @@ class Select(Rewrite):
     params: Amount | None = None
     bytes: Amount | None = None
     ram: Amount | None = None
+    latency: Amount | None = None
     criterion: str = "l2"
     scope: Scope = "global"
     align: int = 8
@@ -62,6 +69,9 @@ class Select(Rewrite):
     max_ratio: float = 1.0
     ratios: tuple[str, ...] = ()
     max_ratios: tuple[str, ...] = ()
+    threads: int = 1
+    batch: int = 1
+    provider: str = CPU
 
     def __post_init__(self) -> None:
         budgets = self.budgets()
@@ -69,8 +79,10 @@ class Select(Rewrite):
             raise PipelineError(f"select: ratio and {budgets[0].kind} do not go together; give one of them")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise PipelineError(f"select: ratio={self.ratio} must be at least 0 and below 1")
-        if self.align < 1 or self.steps < 1 or not 0 < self.max_ratio <= 1:
+        if min(self.align, self.steps) < 1 or not 0 < self.max_ratio <= 1:
             raise PipelineError("select: align and steps must be at least 1, max_ratio above 0 and at most 1")
+        if min(self.threads, self.batch) < 1:
+            raise PipelineError("select: threads and batch must be at least 1")
         criterion(self.criterion)
         self.terms()
 
@@ -103,6 +115,7 @@ class Select(Rewrite):
         scores = facts.get("importance", policy=policy, **options).scores
         kept = kept_by_name(graph, coupling, (*self.keep, *facts.context.keep))
         choice = self._choice(graph, coupling, kept, facts)
+        model = self._latency(choice, facts, scores) if self.latency is not None else None
         removed = np.zeros(coupling.n_units, bool)
         for step in range(1, self.steps + 1):
             if step > 1:
@@ -110,9 +123,18 @@ class Select(Rewrite):
                 scores = rate(masked, criterion(self.criterion), self.reduce, self.normalise).scores
                 scores = np.where(removed, -np.inf, scores)
             removed = choice.removed(scores, step / self.steps)
-        chosen = {"select": str(self), "keep": list(facts.context.keep)}
+        chosen: dict[str, Any] = {"select": str(self), "keep": list(facts.context.keep)}
+        if model is not None:
+            removed, speedup = judged(choice, model, scores, removed)
+            chosen["latency"] = speedup.to_json()
         facts.plan = Plan.of(graph, coupling, removed, scores, chosen, facts.context.source_sha256)
         return int(removed.sum())
+
+    def _latency(self, choice: Choice, facts: Facts, scores: np.ndarray) -> LatencyModel:
+        setting = Setting(self.threads, self.batch, self.provider)
+        model = LatencyModel(facts, choice.coupling, setting, cache_folder(facts.context.cache))
+        learn_latency(choice, model, scores)
+        return model
 
     def _choice(self, graph: Graph, coupling: Coupling, kept: np.ndarray, facts: Facts) -> Choice:
         return Choice(

@@ -13,8 +13,9 @@ from typing import NoReturn
 import prunepass
 from prunepass.errors import PipelineError
 
-BUDGETS = ("macs", "params", "bytes", "ram")
-SELECTION = ("ratio", *BUDGETS, "criterion", "scope", "align")
+BUDGETS = ("macs", "params", "bytes", "ram", "latency")
+MEASURING = ("threads", "batch", "provider")
+SELECTION = ("ratio", *BUDGETS, "criterion", "scope", "align", *MEASURING)
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +58,12 @@ def prune_parser() -> Parser:
     amount.add_argument("--params", metavar="F", type=budget("params"), help="most parameters that may stay: 0.5, 2M")
     amount.add_argument("--bytes", metavar="F", type=budget("bytes"), help="largest file: 0.5, 256KB, 1.5MiB")
     amount.add_argument("--ram", metavar="F", type=budget("ram"), help="largest peak of activations: 0.5, 256KB")
+    amount.add_argument("--latency", metavar="F", type=budget("latency"), help="longest run, measured here: 0.5, 8ms")
+    how = parser.add_argument_group("how --latency is measured in onnxruntime")
+    how.add_argument("--threads", metavar="N", type=positive, help="threads (default: 1)")
+    how.add_argument("--batch", metavar="N", type=positive, help="samples at a time, where free (default: 1)")
+    how.add_argument("--provider", metavar="P", help="execution provider (default: CPUExecutionProvider)")
+    how.add_argument("--cache", metavar="DIR", default="", help="where times of operators are kept")
     which = parser.add_argument_group("which channels")
     which.add_argument("--criterion", metavar="C", help="importance criterion, see --list (default: l2)")
     which.add_argument("--scope", metavar="S", help="what is ranked together, see --list (default: global)")

@@ -35,6 +35,7 @@ def prune(args: argparse.Namespace) -> None:
             model,
             **selection,
             keep=args.keep,
+            cache=args.cache,
             seed=args.seed,
             pipeline=args.pipeline,
             verify_each=args.verify_each,
