@@ -74,10 +74,7 @@ def prune(
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
-    threads: int = 1,
-    batch: int = 1,
-    provider: str = CPU,
-    cache: str | os.PathLike[str] = "",
+    running: Mapping[str, Any] | None = None,
     keep: str | Iterable[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     data: Mapping[str, np.ndarray] | None = None,
@@ -94,15 +91,14 @@ def prune(
     Units
         ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram, latency: what may
         stay, as a share of the source, 0 < share <= 1, or as an amount ("120M", "256KB", "8ms"); several must hold at
-        once. ram: bytes of activations at the worst moment. latency: measured here in onnxruntime, with so many
-        threads, samples at a time (batch) and this execution provider. align: kept channels per tensor are a multiple
-        of it.
+        once. ram: bytes of activations at the worst moment. latency: measured here in onnxruntime; running says how:
+        threads, samples at a time (batch), execution provider, and the folder for measured times (cache; default: that
+        of the user, or the environment variable PRUNEPASS_CACHE). align: kept channels are a multiple of it.
 
     Reads
         model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
         that stay whole. shapes: by input name, for dynamic axes. data: arrays by input name, used to verify. pipeline:
         passes to run instead of the default ones; criterion, scope, align and the amounts are then its own options.
-        cache: folder of measured times (default: that of the user, or the environment variable PRUNEPASS_CACHE).
 
     Writes
         output: the pruned model, if a path is given. Nothing is written when anything fails.
@@ -115,15 +111,16 @@ def prune(
         result.report["after"]["params"], result.report["certificate"]["max_abs"]
     """
     budgets: dict[str, Any] = {"macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
-    running: dict[str, Any] = {"threads": threads, "batch": batch, "provider": provider}
-    text = default_pipeline(ratio, **budgets, criterion=criterion, scope=scope, align=align, **running)
+    measured = dict(running or {})
+    cache = os.fspath(measured.pop("cache", ""))
+    text = default_pipeline(ratio, **budgets, criterion=criterion, scope=scope, align=align, **measured)
     if pipeline is not None and any(value is not None for value in (ratio, *budgets.values())):
         raise PipelineError("a pipeline has its own amounts; give them to its select pass")
     chosen = Pipeline.parse(text if pipeline is None else str(pipeline))
     if output is not None:
         inputs.check_outputs([Path(output)], source_paths(model), force)
     job = Job.open(model, keep, shapes, data, seed, progress)
-    job.context.cache = os.fspath(cache)
+    job.context.cache = cache
     chosen.run_on(job.facts, verify_each=verify_each)
     result = job.finish(verify, {"pipeline": str(chosen), "keep": list(job.context.keep)})
     if output is not None:

@@ -14,8 +14,8 @@ import prunepass
 from prunepass.errors import PipelineError
 
 BUDGETS = ("macs", "params", "bytes", "ram", "latency")
-MEASURING = ("threads", "batch", "provider")
-SELECTION = ("ratio", *BUDGETS, "criterion", "scope", "align", *MEASURING)
+MEASURING = ("threads", "batch", "provider", "cache")
+SELECTION = ("ratio", *BUDGETS, "criterion", "scope", "align")
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +63,7 @@ def prune_parser() -> Parser:
     how.add_argument("--threads", metavar="N", type=positive, help="threads (default: 1)")
     how.add_argument("--batch", metavar="N", type=positive, help="samples at a time, where free (default: 1)")
     how.add_argument("--provider", metavar="P", help="execution provider (default: CPUExecutionProvider)")
-    how.add_argument("--cache", metavar="DIR", default="", help="where times of operators are kept")
+    how.add_argument("--cache", metavar="DIR", help="where times of operators are kept")
     which = parser.add_argument_group("which channels")
     which.add_argument("--criterion", metavar="C", help="importance criterion, see --list (default: l2)")
     which.add_argument("--scope", metavar="S", help="what is ranked together, see --list (default: global)")
@@ -141,6 +141,10 @@ def check_prune(parser: Parser, args: argparse.Namespace) -> None:
     budgets = [name for name in BUDGETS if name in given]
     if args.ratio is not None and budgets:
         parser.error(f"argument --{budgets[0]}: not allowed with argument --ratio")
+    if args.latency is None and args.pipeline is None:
+        given_how = [name for name in MEASURING if getattr(args, name) is not None]
+        if given_how:
+            parser.error(f"--{given_how[0]} says how --latency is measured; give --latency, too")
     if args.pipeline is not None and given:
         parser.error(f"--{given[0]} does not go with --pipeline; write it in the text, as in select{{{given[0]}=...}}")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from prunepass import api, inputs
 from prunepass.cli import costs, inspection, show
-from prunepass.cli.arguments import SELECTION
+from prunepass.cli.arguments import MEASURING, SELECTION
 from prunepass.cli.catalogue import catalogue
 from prunepass.errors import PipelineError, PruneError
 from prunepass.job import Result
@@ -35,7 +35,7 @@ def prune(args: argparse.Namespace) -> None:
             model,
             **selection,
             keep=args.keep,
-            cache=args.cache,
+            running={name: value for name in MEASURING if (value := getattr(args, name)) is not None},
             seed=args.seed,
             pipeline=args.pipeline,
             verify_each=args.verify_each,
