@@ -89,11 +89,10 @@ def prune(
     """Prune a model and check the result against a masked run of the same plan.
 
     Units
-        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram, latency: what may
-        stay, as a share of the source, 0 < share <= 1, or as an amount ("120M", "256KB", "8ms"); several must hold at
-        once. ram: bytes of activations at the worst moment. latency: measured here in onnxruntime; running says how:
-        threads, samples at a time (batch), execution provider, and the folder for measured times (cache; default: that
-        of the user, or the environment variable PRUNEPASS_CACHE). align: kept channels are a multiple of it.
+        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram (of activations, at
+        their peak), latency: what may stay, as a share of the source, 0 < share <= 1, or as an amount ("120M", "256KB",
+        "8ms"); all must hold. align: kept channels are a multiple of it. running: how latency is measured here in
+        onnxruntime: threads, samples at a time (batch), execution provider, and the folder for measured times (cache).
 
     Reads
         model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
@@ -110,22 +109,29 @@ def prune(
         result = prunepass.prune("model.onnx", ratio=0.5, output="small.onnx")
         result.report["after"]["params"], result.report["certificate"]["max_abs"]
     """
-    budgets: dict[str, Any] = {"macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
-    measured = dict(running or {})
-    cache = os.fspath(measured.pop("cache", ""))
-    text = default_pipeline(ratio, **budgets, criterion=criterion, scope=scope, align=align, **measured)
-    if pipeline is not None and any(value is not None for value in (ratio, *budgets.values())):
-        raise PipelineError("a pipeline has its own amounts; give them to its select pass")
-    chosen = Pipeline.parse(text if pipeline is None else str(pipeline))
+    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
+    how = {"criterion": criterion, "scope": scope, "align": align, **(running or {})}
+    cache = how.pop("cache", "")
+    chosen = _chosen(pipeline, amounts, how)
     if output is not None:
         inputs.check_outputs([Path(output)], source_paths(model), force)
     job = Job.open(model, keep, shapes, data, seed, progress)
-    job.context.cache = cache
+    job.context.cache = os.fspath(cache)
     chosen.run_on(job.facts, verify_each=verify_each)
     result = job.finish(verify, {"pipeline": str(chosen), "keep": list(job.context.keep)})
     if output is not None:
         result.save(output, force=force)
     return result
+
+
+def _chosen(pipeline: str | Pipeline | None, amounts: Mapping[str, Any], how: Mapping[str, Any]) -> Pipeline:
+    """Return the pipeline that is given, or the default one with these options."""
+    text = default_pipeline(**amounts, **how)
+    if pipeline is None:
+        return Pipeline.parse(text)
+    if any(value is not None for value in amounts.values()):
+        raise PipelineError("a pipeline has its own amounts; give them to its select pass")
+    return Pipeline.parse(str(pipeline))
 
 
 def apply(

@@ -141,10 +141,11 @@ def check_prune(parser: Parser, args: argparse.Namespace) -> None:
     budgets = [name for name in BUDGETS if name in given]
     if args.ratio is not None and budgets:
         parser.error(f"argument --{budgets[0]}: not allowed with argument --ratio")
-    if args.latency is None and args.pipeline is None:
-        given_how = [name for name in MEASURING if getattr(args, name) is not None]
-        if given_how:
-            parser.error(f"--{given_how[0]} says how --latency is measured; give --latency, too")
+    how = [name for name in MEASURING if getattr(args, name) is not None]
+    if args.pipeline is not None:
+        given += [name for name in how if name != "cache"]
+    elif how and args.latency is None:
+        parser.error(f"--{how[0]} says how --latency is measured; give --latency, too")
     if args.pipeline is not None and given:
         parser.error(f"--{given[0]} does not go with --pipeline; write it in the text, as in select{{{given[0]}=...}}")
 
