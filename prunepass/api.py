@@ -89,9 +89,9 @@ def prune(
     """Prune a model and check the result against a masked run of the same plan.
 
     Units
-        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram (of activations, at
-        their peak), latency: what may stay, as a share of the source, 0 < share <= 1, or as an amount ("120M", "256KB",
-        "8ms"); all must hold. align: kept channels are a multiple of it. running: how latency is measured here in
+        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram (of activations,
+        at their peak), latency: what may stay, as a share of the source, 0 < share <= 1, or as an amount ("120M",
+        "256KB", "8ms"); all must hold. align: kept channels are a multiple of it. running: how latency is measured in
         onnxruntime: threads, samples at a time (batch), execution provider, and the folder for measured times (cache).
 
     Reads
