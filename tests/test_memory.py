@@ -17,6 +17,7 @@ from prunepass import load
 from prunepass.cost import CostModel, cost_of
 from prunepass.graph import Graph, Node
 from prunepass.manager import Facts, Pipeline
+from prunepass.rules.memory import READS, REUSE
 
 GRAPHS = [
     "digits",
@@ -232,3 +233,10 @@ def test_dead_and_unknown_values() -> None:
         )
     )
     assert CostModel(graph, {}, {}).total.ram == 0
+
+
+def test_every_row_names_an_operator_that_exists() -> None:
+    known = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
+    for op in (*REUSE, *READS):
+        domain, _, name = op.rpartition("::")
+        assert domain == "com.microsoft" or (domain, name) in known, op
