@@ -6,9 +6,11 @@ python benchmarks/budgets.py ../shared/zoo --sample 60 --csv budgets.csv
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import fnmatch
 import re
+import signal
 import statistics
 import sys
 import time
@@ -219,23 +221,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--align", type=int, action="append", help="alignments (default 1 and 8)")
     add("--kind", action="append", choices=KINDS, help="budgets (default all)")
     add("--jobs", type=int, default=1, help="graphs at the same time (default 1)")
-    add("--timeout", type=float, default=300.0, help="wall-clock seconds per graph (default 300)")
+    add("--timeout", type=float, default=900.0, help="seconds per graph (default 900)")
     add("--csv", type=Path, help="write a line per case here")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends the workers and prints what there is
     filler(args.zoo)
     tasks = [
         Task(args.zoo, entry.file, tuple(args.align or NEAR), tuple(args.kind or KINDS))
         for entry in choose(read_index(args.zoo), args)
     ]
     rows: list[Row] = []
-    for number, own in enumerate(collect(run_forked(measure, tasks, args.jobs, Limits(args.timeout)), tasks), 1):
-        rows += own
-        print(f"[{number}/{len(tasks)}] {own[0].file}: {own[-1].status}", file=sys.stderr, flush=True)
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+    with contextlib.ExitStack() as files:
+        out = files.enter_context(args.csv.open("w", newline="")) if args.csv else None
+        writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n") if out else None
+        if writer:
             writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        with contextlib.suppress(KeyboardInterrupt):
+            limits = Limits(args.timeout, cpu_s=args.timeout)
+            for number, own in enumerate(collect(run_forked(measure, tasks, args.jobs, limits), tasks), 1):
+                rows += own
+                if writer and out:
+                    writer.writerows(asdict(row) for row in own)
+                    out.flush()
+                print(f"[{number}/{len(tasks)}] {own[0].file}: {own[-1].status}", file=sys.stderr, flush=True)
     print_tables(rows)
     return int(any(row.status not in ("held", "unreachable") for row in rows))
 

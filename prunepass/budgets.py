@@ -133,11 +133,11 @@ def what_remains(model: CostModel, kind: str, removed: np.ndarray, shown: int = 
         node = model.nodes[min(max(step, 1), len(model.nodes)) - 1].label
         return f"while {node} runs, {_listed(model.liveness.alive_at(step, sizes), shown)} bytes are alive"
     if kind in ("params", "bytes"):
-        elements = model.sizes(removed) if kind == "bytes" else model.elements(removed)
-        rows = list(zip(model.tensors.names[: model.n_consts], elements.tolist()))
+        numbers = model.sizes(removed) if kind == "bytes" else model.elements(removed)
+        rows, unit = list(zip(model.tensors.names[: model.n_consts], numbers.tolist())), kind
     else:
-        rows = [(node.label, macs) for node, macs in zip(model.nodes, model.macs_after(removed))]
-    return f"most of it is in {_listed(sorted(rows, key=lambda row: -row[1]), shown)}"
+        rows, unit = [(node.label, macs) for node, macs in zip(model.nodes, model.macs_after(removed))], "MACs"
+    return f"most {unit} are left in {_listed(sorted(rows, key=lambda row: -row[1]), shown)}"
 
 
 def _listed(rows: Sequence[tuple[str, int]], shown: int) -> str:

@@ -21,6 +21,8 @@ PROMISED = 0.5
 """Share of what the MACs promise to save below which the reason is given."""
 ENOUGH = 0.8
 """Share above which no other alignment is tried."""
+LITTLE = 0.25
+"""Share of the time that is no reason for anything."""
 WIDTH = 8
 WIDTHS = (8, 16)
 """Channels that the kernels of a CPU take at once: 8, or 16 with AVX-512."""
@@ -109,7 +111,7 @@ def _reasons(model: LatencyModel, coupling: Coupling, removed: np.ndarray) -> tu
     if odd > len(kept) / 4:
         found.append(f"alignment: {odd} of {len(kept)} groups keep a number of channels that is no multiple of {WIDTH}")
     shares = model.shares(removed)
-    if shares["memory"] > shares["compute"]:
+    if shares["memory"] > max(shares["compute"], LITTLE):
         found.append(f"memory-bound: {shares['memory']:.0%} of the time goes with the bytes that are moved")
         if _weights_moved(model, removed) > PROMISED:
             found.append(f"batch: with {model.setting.batch} sample at a time most of these bytes are weights")
