@@ -57,6 +57,8 @@ class Liveness:
         self._number = {name: number for number, name in enumerate(self.names)}
         self._roots = self._views()
         self._pairs = self._candidates(set(graph.input_names))
+        self._overwritten = np.array([value for _, value, _ in self._pairs], np.int64)
+        self._results = np.array([result for _, _, result in self._pairs], np.int64)
         self._laid: tuple[bytes, Buffers] | None = None
 
     def _read(self, graph: Graph) -> None:
@@ -110,7 +112,7 @@ class Liveness:
 
     def buffers(self, sizes: np.ndarray) -> Buffers:
         """Return the buffers, given the size of every value; what is overwritten follows from equal sizes."""
-        equal = np.array([sizes[value] == sizes[result] for _, value, result in self._pairs], bool)
+        equal: np.ndarray = sizes[self._overwritten] == sizes[self._results]
         key = equal.tobytes()
         if self._laid is None or self._laid[0] != key:
             self._laid = key, self._lay(equal)

@@ -99,7 +99,7 @@ def test_schedules(exponential: bool, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("kind", COUNTED)
-@pytest.mark.parametrize("share", [0.7, 0.45])
+@pytest.mark.parametrize("share", [pytest.param(0.7, marks=pytest.mark.slow), 0.45])
 def test_each_kind_is_met(name: str, kind: str, share: float) -> None:
     """At the least reachable amount where the share is below it: the error says which."""
     for align, near in ((1, 0.05 if kind == "ram" else 0.02), (8, 0.25)):

@@ -233,7 +233,7 @@ def test_settings() -> None:
     assert runtime.session(graph, provider=runtime.CPU).input_names == ("image",)
 
 
-@pytest.mark.parametrize("options", [[], ["--threads", "2", "--batch", "4"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--threads", "2", "--batch", "4"], marks=pytest.mark.slow)])
 def test_on_this_machine(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
