@@ -195,7 +195,8 @@ class Choice:
         """Weigh the finished model and correct the limits by what the prediction missed."""
         goals = dict(budgets.limits)
         near = max(self.scales[kind].near for kind in weighed)
-        between = dict.fromkeys(weighed, (0.0, math.inf))
+        least = budgets.costs(removed_by([*first, *order], self.coupling.n_units))
+        between = {kind: (least[kind], math.inf) for kind in weighed}
         best, most, spent = removed, 0.0, dict[str, float]()
         for _ in range(_CORRECTIONS):
             predicted = budgets.costs(removed)
@@ -214,8 +215,17 @@ class Choice:
                 budgets = budgets.at(kind, limit if low < limit < high else (low + high) / 2)
             before, removed = removed, self._predicted(first, order, budgets)
             if np.array_equal(before, removed):
-                break
-        return best if most else self._checked(removed, budgets, goals, spent)
+                if used <= 1:
+                    break
+                for kind in weighed:
+                    budgets = budgets.at(kind, (between[kind][0] + min(budgets.limits[kind], between[kind][1])) / 2)
+                removed = self._predicted(first, order, budgets)
+        if not most:  # perhaps everything that can go is enough
+            best = removed_by([*first, *order], self.coupling.n_units)
+            finished = self.carry_out(best)
+            spent = {kind: self.scales[kind].weigh(finished) for kind in weighed}
+            return self._checked(best, budgets, goals, spent)
+        return best
 
     def _checked(
         self, removed: np.ndarray, budgets: Budgets, goals: Mapping[str, float], spent: Mapping[str, float]
