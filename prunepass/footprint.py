@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from prunepass.consts import element_bits
+from prunepass.consts import FLOAT_TYPES, element_bits
 from prunepass.kept import Lengths
-from prunepass.rules.cost import FLOAT_TYPES, Shape
+from prunepass.rules.cost import Shape
 
 if TYPE_CHECKING:
     from prunepass.graph import Graph

@@ -318,6 +318,8 @@ def test_a_pin_counts_all_that_is_coupled_to_it() -> None:
     source = model(text, w=weight(6, 8), u=weight(6, 8), one=np.array(1), v=weight(8, 3))
     blocked = {pin.op: pin.params_blocked for pin in prunepass.inspect(source).coupling.pinned}
     assert blocked == {"CumSum": 2 * 6 * 8, "": 8 * 3}
+
+
 def test_the_costs_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "costs.json"
     assert main(["inspect", str(DIGITS), "--cost", "--json", str(path)]) == 0
