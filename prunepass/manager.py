@@ -48,7 +48,8 @@ class Context:
 
     Units
         shapes: the size of each axis, by input name. keep: regular expressions for names that stay whole.
-        source_bytes: of the files that the source was read from, 0 where there are none.
+        source_bytes: of the files that the source was read from, 0 where there are none. cache: folder for measured
+        times, empty for that of the user.
     """
 
     seed: int = 0
@@ -57,6 +58,7 @@ class Context:
     data: dict[str, np.ndarray] | None = None
     source_sha256: str = ""
     source_bytes: int = 0
+    cache: str = ""
     progress: Progress | None = None
 
     def tell(self, what: str, done: int, total: int) -> None:
