@@ -1,123 +1,137 @@
-"""Spend a budget where it hurts least: choose the width of every group by its error curve and by what it saves.
+"""Take events of a ladder until a plan keeps to all of its budgets, and no more of them than it takes.
 
-A group's curve says what its predicted error is at every allowed width. Costs are not a sum over groups (the MACs of a
-layer are the product of two widths), so the exact method for sums, a dynamic program, does not apply. Instead the step
-with the least error per cost saved is taken again and again, the saving always counted exactly at the point reached;
-curves are made convex first, so that no step is better than one before it. At the end steps are exchanged while that
-lowers the error.
+The order is that of importance. Two kinds of budgets need care: peak RAM, where only what is alive at the peak counts,
+and several budgets at once. So events that touch the peak come first while it is too high, then a prefix of all others
+until the other budgets hold; then whatever turned out not to be needed is given back, the most important first.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from prunepass.selection import Event
+from prunepass.budgets import Budgets
+from prunepass.coupling import Coupling, Group
+from prunepass.selection import NEAR, Event, removed_by, take_budget
 
-_SAVES_NOTHING = 1e-12
-_EXCHANGES, _TRIES = 200, 12
+_SHRINK = 0.75
+"""Each round frees at least a quarter of the steps at which too much is alive, where it can."""
 
 
-def allocate(
-    events: Sequence[Sequence[Event]], limit: float, cost: Callable[[Sequence[Event]], float]
-) -> list[Event] | None:
-    """Return the events that bring the cost to at most `limit` for the least error; None where none can.
+def take_within(
+    order: Sequence[Event],
+    budgets: Budgets,
+    coupling: Coupling,
+    groups: Sequence[Group],
+    fixed: Sequence[Event] = (),
+) -> list[Event]:
+    """Return events after which a plan keeps to all budgets, near to them; all of them where no plan does.
 
-    events: of each group, in the order in which they must happen; the key of an event is the mean error of its units.
-    cost: of the model when some events have happened.
+    Units
+        groups: those that the events speak of, by their position. fixed: events that happen anyway.
     """
-    state = _State([_convex(own) for own in events if own], cost)
-    if not state.descend(limit):
-        return None
-    state.exchange(limit)
-    return state.chosen()
+    n_units = coupling.n_units
+    chosen: list[Event] | None = []
+    if "ram" in budgets.limits:
+        chosen = _lower_peak(order, budgets, coupling, groups, fixed)
+    if chosen is None:
+        return list(order)
+    taken = {id(event) for event in chosen}
+    rest, first = [event for event in order if id(event) not in taken], chosen
+
+    def used(events: Sequence[Event]) -> float:
+        return budgets.used(removed_by([*fixed, *first, *events], n_units))
+
+    more = take_budget(rest, 1.0, used)
+    if more is None:
+        return list(order)
+    chosen = [*first, *more]
+    removed = removed_by([*fixed, *chosen], n_units)
+    return chosen if budgets.used(removed) >= 1 - NEAR else given_back(chosen, budgets, removed)
 
 
-class _State:
-    """The steps taken of every group: a step is a run of events that go together."""
+def given_back(chosen: Sequence[Event], budgets: Budgets, removed: np.ndarray) -> list[Event]:
+    """Leave out the last events of each group that the budgets do not need, from the most important group on."""
+    removed = removed.copy()
+    own: dict[int, list[Event]] = {}
+    for event in chosen:
+        own.setdefault(event.group, []).append(event)
+    for group in sorted(own, key=lambda group: -own[group][-1].key):
+        events = own[group]
 
-    def __init__(self, steps: list[list[list[Event]]], cost: Callable[[Sequence[Event]], float]) -> None:
-        self.steps, self._cost = steps, cost
-        self.at = [0] * len(steps)
-        self.spent = cost([])
+        def fits(number: int, events: Sequence[Event] = events) -> bool:
+            trial = removed.copy()
+            for event in events[len(events) - number :]:
+                trial[event.units] = False
+            return budgets.used(trial) <= 1
 
-    def chosen(self) -> list[Event]:
-        """Return the events so far."""
-        return [event for own, at in zip(self.steps, self.at) for step in own[:at] for event in step]
-
-    def _moved(self, *moves: tuple[int, int]) -> float:
-        """Return the cost after some moves (group, steps)."""
-        for group, by in moves:
-            self.at[group] += by
-        found = self._cost(self.chosen())
-        for group, by in moves:
-            self.at[group] -= by
-        return found
-
-    def _rate(self, group: int) -> float:
-        """Return the error per cost saved of the next step of a group."""
-        saved = self.spent - self._moved((group, 1))
-        return _error(self.steps[group][self.at[group]]) / max(saved, _SAVES_NOTHING)
-
-    def descend(self, limit: float) -> bool:
-        """Take the best step until the limit holds. Rates only grow while other groups shrink: stale ones are low."""
-        queue = [(self._rate(group), group) for group in range(len(self.steps))]
-        heapq.heapify(queue)
-        while self.spent > limit and queue:
-            _, group = heapq.heappop(queue)
-            rate = self._rate(group)
-            if queue and rate > queue[0][0]:
-                heapq.heappush(queue, (rate, group))
-                continue
-            self.at[group] += 1
-            self.spent = self._cost(self.chosen())
-            if self.at[group] < len(self.steps[group]):
-                heapq.heappush(queue, (self._rate(group), group))
-        return self.spent <= limit
-
-    def exchange(self, limit: float) -> None:
-        """Take steps back where the limit allows it, and exchange one for another while the error falls."""
-        for _ in range(_EXCHANGES):
-            back = [(_error(own[at - 1]), g) for g, (own, at) in enumerate(zip(self.steps, self.at)) if at]
-            moves = self._better(sorted(back, reverse=True)[:_TRIES], limit)
-            if moves is None:
-                break
-            for group, by in moves:
-                self.at[group] += by
-            self.spent = self._cost(self.chosen())
-
-    def _better(self, back: Sequence[tuple[float, int]], limit: float) -> tuple[tuple[int, int], ...] | None:
-        for _, group in back:
-            if self._moved((group, -1)) <= limit:
-                return ((group, -1),)
-        ahead = [(_error(own[at]), g) for g, (own, at) in enumerate(zip(self.steps, self.at)) if at < len(own)]
-        for gain, group in back:
-            for loss, other in sorted(ahead)[:_TRIES]:
-                if loss >= gain:
-                    break
-                if other != group and self._moved((group, -1), (other, 1)) <= limit:
-                    return ((group, -1), (other, 1))
-        return None
+        number = _largest(len(events), fits)
+        for event in events[len(events) - number :]:
+            removed[event.units] = False
+    return [event for event in chosen if removed[event.units].all()]
 
 
-def _error(step: Sequence[Event]) -> float:
-    return sum(event.key * event.units.size for event in step)
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number that fits, where all smaller ones do; 0 is not asked."""
+    if not most or not fits(1):
+        return 0
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
-def _convex(events: Sequence[Event]) -> list[list[Event]]:
-    """Join events into steps whose error per unit never falls."""
-    found: list[tuple[float, int, list[Event]]] = []
-    for event in events:
-        error, units, step = event.key * event.units.size, event.units.size, [event]
-        while found and found[-1][0] / found[-1][1] >= error / units and found[-1][0] > 0:
-            before = found.pop()
-            error, units, step = error + before[0], units + before[1], [*before[2], *step]
-        found.append((error, units, step))
-    return [step for _, _, step in found]
+def _lower_peak(
+    order: Sequence[Event], budgets: Budgets, coupling: Coupling, groups: Sequence[Group], fixed: Sequence[Event]
+) -> list[Event] | None:
+    """Return events that bring the peak below the limit: only of groups with something alive when it is too high."""
+    limit, n_units = budgets.limits["ram"], coupling.n_units
+    touches = _touches(budgets, coupling, groups)
+    chosen: list[Event] = []
+    rest = list(order)
+    over = _too_high(budgets, removed_by(fixed, n_units), limit)
+    while over.any():
+        alive: np.ndarray = np.any(touches[:, over], axis=1)
+        near = [event for event in rest if alive[event.group]]
+
+        def left(number: int, near: Sequence[Event] = near, chosen: Sequence[Event] = chosen) -> int:
+            return int(_too_high(budgets, removed_by([*fixed, *chosen, *near[:number]], n_units), limit).sum())
+
+        goal = max(int(_SHRINK * over.sum()), left(len(near)))
+        if goal >= over.sum():
+            return None
+        low, high = 1, len(near)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if left(middle) <= goal else (middle + 1, high)
+        taken = {id(event) for event in near[:high]}
+        chosen = [*chosen, *near[:high]]
+        rest = [event for event in rest if id(event) not in taken]
+        over = _too_high(budgets, removed_by([*fixed, *chosen], n_units), limit)
+    return chosen
 
 
-def total_error(events: Sequence[Event]) -> float:
-    """Return the predicted error of a choice."""
-    return float(np.sum([event.key * event.units.size for event in events]))
+def _too_high(budgets: Budgets, removed: np.ndarray, limit: float) -> np.ndarray:
+    over: np.ndarray = budgets.model.live(removed) > limit
+    return over
+
+
+def _touches(budgets: Budgets, coupling: Coupling, groups: Sequence[Group]) -> np.ndarray:
+    """Say for each group at which steps something of it is alive."""
+    model = budgets.model
+    laid = model.liveness.buffers(model.sizes()[model.value_places])
+    owner = np.full(coupling.n_units, -1, np.int64)
+    for number, group in enumerate(groups):
+        owner[group.units] = number
+    owner[0] = -1
+    found = np.zeros((len(groups), len(model.liveness.nodes) + 2), bool)
+    known: dict[int, np.ndarray] = {}
+    for buffer, value in enumerate(laid.size_of.tolist()):
+        for factor in coupling.factors.get(model.liveness.names[value], ()):
+            if id(factor) not in known:
+                known[id(factor)] = np.unique(owner[factor])
+            numbers = known[id(factor)]
+            found[numbers[numbers >= 0], laid.birth[buffer] : laid.death[buffer] + 1] = True
+    return found

@@ -19,6 +19,8 @@ from prunepass.manager import Pipeline, Progress, Timing
 from prunepass.options import format_value
 
 if TYPE_CHECKING:
+    from prunepass.budgets import Amount
+    from prunepass.cost import CostModel
     from prunepass.coupling import Coupling
     from prunepass.explain import Explanation
     from prunepass.files import Source
@@ -27,29 +29,37 @@ if TYPE_CHECKING:
 DEFAULT_RATIO = 0.3
 LOSSLESS = "canonicalize{thorough=true},fold-batchnorm,fold-zero-filters,clean"
 """What `lossless` runs: the result computes what the source computes, on any input."""
+CPU = "CPUExecutionProvider"
 
 
 def default_pipeline(
     ratio: float | None = None,
     *,
-    macs: float | None = None,
-    params: float | None = None,
-    bytes: float | None = None,
+    macs: Amount | None = None,
+    params: Amount | None = None,
+    bytes: Amount | None = None,
+    ram: Amount | None = None,
+    latency: Amount | None = None,
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
+    threads: int = 1,
+    batch: int = 1,
+    provider: str = CPU,
 ) -> str:
     """Return the text of the main job: `canonicalize,select{...},slice-channels,clean`.
 
     Raises
-        PipelineError: more than one of ratio, macs, params and bytes is given.
+        PipelineError: a ratio and a budget are given.
     """
-    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes}
+    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
     given: dict[str, Any] = {name: value for name, value in amounts.items() if value is not None}
-    if len(given) > 1:
-        raise PipelineError(f"{' and '.join(given)} do not go together; give one of them")
+    if "ratio" in given and len(given) > 1:
+        raise PipelineError(f"{' and '.join(given)} do not go together; give the ratio or budgets")
     given = given or {"ratio": DEFAULT_RATIO}
     given |= {"criterion": criterion, "scope": scope, "align": align}
+    measuring = {"threads": (threads, 1), "batch": (batch, 1), "provider": (provider, CPU)}
+    given |= {name: value for name, (value, usual) in measuring.items() if value != usual}
     options = " ".join(f"{name}={format_value(value)}" for name, value in given.items())
     return f"canonicalize,select{{{options}}},slice-channels,clean"
 
@@ -58,13 +68,16 @@ def prune(
     model: Source,
     ratio: float | None = None,
     *,
-    macs: float | None = None,
-    params: float | None = None,
-    bytes: float | None = None,
+    macs: Amount | None = None,
+    params: Amount | None = None,
+    bytes: Amount | None = None,
+    ram: Amount | None = None,
+    latency: Amount | None = None,
     criterion: str = "l2",
     scope: str = "global",
     align: int = 8,
     lossless: bool = False,
+    running: Mapping[str, Any] | None = None,
     keep: str | Iterable[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
     data: Mapping[str, np.ndarray] | None = None,
@@ -79,9 +92,10 @@ def prune(
     """Prune a model and check the result against a masked run of the same plan.
 
     Units
-        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes: the share of the
-        source that may stay, 0 < share <= 1. align: kept channels per tensor are a multiple of it. lossless: remove
-        only what changes no output.
+        ratio: share of the channels to remove, 0 <= ratio < 1, default 0.3. macs, params, bytes, ram (of activations,
+        at their peak), latency: what may stay, as a share of the source, 0 < share <= 1, or as an amount ("120M",
+        "256KB", "8ms"); all must hold. align: kept channels are a multiple of it. running: how latency is measured in
+        onnxruntime: threads, batch, provider, folder for times (cache). lossless: remove only what changes no output.
 
     Reads
         model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
@@ -95,25 +109,36 @@ def prune(
         PruneError: bad model, option, or budget. VerifyError: the pruned and the masked model differ.
 
     Example
-        result = prunepass.prune("model.onnx", ratio=0.5, output="small.onnx")
-        result.report["after"]["params"], result.report["certificate"]["max_abs"]
+        prunepass.prune("model.onnx", ratio=0.5, output="small.onnx").report["certificate"]["max_abs"]
     """
-    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes}
-    text = default_pipeline(**amounts, criterion=criterion, scope=scope, align=align)
-    if pipeline is not None and any(value is not None for value in amounts.values()):
-        raise PipelineError("a pipeline has its own amounts; give them to its select pass")
-    if lossless and (pipeline is not None or any(value is not None for value in amounts.values())):
-        raise PipelineError("lossless removes what it can; it goes with no amount and no pipeline")
-    text = LOSSLESS if lossless else text
-    chosen = Pipeline.parse(text if pipeline is None else str(pipeline))
+    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
+    how = {"criterion": criterion, "scope": scope, "align": align, **(running or {})}
+    cache = how.pop("cache", "")
+    chosen = _chosen(pipeline, amounts, how, lossless)
     if output is not None:
         inputs.check_outputs([Path(output)], source_paths(model), force)
     job = Job.open(model, keep, shapes, data, seed, progress)
+    job.context.cache = os.fspath(cache)
     chosen.run_on(job.facts, verify_each=verify_each)
     result = job.finish(verify, {"pipeline": str(chosen), "keep": list(job.context.keep)})
     if output is not None:
         result.save(output, force=force)
     return result
+
+
+def _chosen(
+    pipeline: str | Pipeline | None, amounts: Mapping[str, Any], how: Mapping[str, Any], lossless: bool
+) -> Pipeline:
+    """Return the pipeline that is given, or the default one with these options."""
+    given = any(value is not None for value in amounts.values())
+    if lossless and (pipeline is not None or given):
+        raise PipelineError("lossless removes what it can; it goes with no amount and no pipeline")
+    text = LOSSLESS if lossless else default_pipeline(**amounts, **how)
+    if pipeline is None:
+        return Pipeline.parse(text)
+    if given:
+        raise PipelineError("a pipeline has its own amounts; give them to its select pass")
+    return Pipeline.parse(str(pipeline))
 
 
 def apply(
@@ -163,9 +188,18 @@ class Inspection:
     size: dict[str, int]
     sha256: str
     timing: tuple[Timing, ...]
+    cost: CostModel
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data, as docs/inspect.md describes it."""
+    def costs(self) -> dict[str, Any]:
+        """Return what the model costs as plain data: in all, by type, at the peak of its memory, per node and group."""
+        from prunepass.costs import cost_report
+
+        found = cost_report(self.graph, self.coupling, self.cost)
+        found["total"]["bytes"] = self.size["bytes"]
+        return found
+
+    def to_json(self, cost: bool = False) -> dict[str, Any]:
+        """Return everything as plain data, as docs/inspect.md describes it; the costs if asked for."""
         holders = self.explanation.holders
         found = {
             "schema": reports.INSPECT_SCHEMA,
@@ -178,6 +212,7 @@ class Inspection:
             "barriers": reports.holders(h for h in holders if h.no_rule),
             "pinned": reports.holders(h for h in holders if not h.no_rule),
             "axes": reports.pinned_axes(self.explanation.axes),
+            **({"cost": self.costs()} if cost else {}),
             "timing": reports.timing(self.timing),
             "versions": reports.versions(),
         }
@@ -201,7 +236,7 @@ def inspect(
     with facts.timed("explain"):
         explanation = explain(facts.graph, coupling, cost)
     binding, sha256 = facts.get("shapes").binding, job.context.source_sha256
-    return Inspection(facts.graph, coupling, explanation, binding, job.before(), sha256, tuple(job.stages()))
+    return Inspection(facts.graph, coupling, explanation, binding, job.before(), sha256, tuple(job.stages()), cost)
 
 
 def source_paths(model: Source) -> list[Path]:

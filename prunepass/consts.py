@@ -34,9 +34,14 @@ QUANTISED_TYPES = frozenset(
 """Element types of integers that stand for real numbers, where a tensor has rank 2 or more."""
 
 
+def element_bits(elem_type: int) -> int:
+    """Bits that an element takes in a file; 8 for strings."""
+    return _ELEMENT_BITS.get(elem_type, 8)
+
+
 def tensor_bytes(elem_type: int, shape: Iterable[int]) -> int:
     """Bytes that a tensor takes in a file; for strings their number."""
-    return -(-math.prod(shape) * _ELEMENT_BITS.get(elem_type, 8) // 8)
+    return -(-math.prod(shape) * element_bits(elem_type) // 8)
 
 
 class Consts(MutableMapping[str, np.ndarray]):

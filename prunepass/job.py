@@ -14,7 +14,7 @@ import onnx
 
 from prunepass import inputs
 from prunepass import report as reports
-from prunepass.cost import CostModel, source_cost
+from prunepass.cost import Cost, cost_of, source_cost
 from prunepass.files import save
 from prunepass.graph import Graph
 from prunepass.manager import Context, Facts, Progress, Timing
@@ -83,7 +83,7 @@ class Job:
     def before(self) -> dict[str, int]:
         """Return what the source weighs."""
         cost = source_cost(self.facts)
-        return {"params": cost.params, "macs": cost.macs, "bytes": cost.bytes, "nodes": len(self.facts.source.nodes)}
+        return _weights(cost, cost.bytes, self.facts.source)
 
     def stages(self) -> list[Timing]:
         """Return the time of everything so far."""
@@ -103,6 +103,7 @@ class Job:
         report = {
             "schema": reports.SCHEMA,
             **found,
+            **self._measured(),
             "certificate": reports.certificate(certificate),
             "options": {**options, "seed": self.context.seed, "verify": verify, "shapes": self.context.shapes},
             "timing": reports.timing(self.stages()),
@@ -121,18 +122,29 @@ class Job:
         """Return the plans whose groups the report lists: what was folded only where nothing was pruned."""
         return self._plans() or [cut.plan for cut in self.facts.cuts[:1]]
 
+    def _measured(self) -> dict[str, Any]:
+        """Return what was measured on the way: the latency of the last plan that was chosen for it."""
+        found = [plan.options["latency"] for plan in self._plans() if "latency" in plan.options]
+        return {"latency": found[-1]} if found else {}
+
     def _figures(self) -> dict[str, Any]:
         """Return what the models weigh, and what the analyses found on the way."""
         facts, origin = self.facts, self.origin
         _, coupling = facts.first.get("coupling", (None, None))
-        cost = CostModel(facts.graph, facts.get("shapes").shape, {}).total
+        cost = cost_of(facts.graph, facts.get("shapes")).total
         sha256, size = inputs.fingerprint(facts.graph)
         return {
             "source": {"path": None if origin.path is None else str(origin.path), "sha256": origin.sha256},
             "result": {"sha256": sha256},
             "before": self.before(),
-            "after": {"params": cost.params, "macs": cost.macs, "bytes": size, "nodes": len(facts.graph.nodes)},
+            "after": _weights(cost, size, facts.graph),
             "barriers": [] if coupling is None else reports.barriers(coupling.barriers),
             "tied": [] if coupling is None else list(coupling.tied),
             "groups": [row for plan in self._listed() for row in reports.plan_groups(plan)],
         }
+
+
+def _weights(cost: Cost, size_bytes: int, graph: Graph) -> dict[str, int]:
+    """Return the figures of a report."""
+    nodes = len(graph.nodes)
+    return {"params": cost.params, "macs": cost.macs, "bytes": size_bytes, "ram": cost.ram, "nodes": nodes}

@@ -49,7 +49,8 @@ class Context:
 
     Units
         shapes: the size of each axis, by input name. keep: regular expressions for names that stay whole.
-        source_bytes: of the files that the source was read from, 0 where there are none.
+        source_bytes: of the files that the source was read from, 0 where there are none. cache: folder for measured
+        times, empty for that of the user.
     """
 
     seed: int = 0
@@ -59,6 +60,7 @@ class Context:
     calibration: Batches | None = None
     source_sha256: str = ""
     source_bytes: int = 0
+    cache: str = ""
     progress: Progress | None = None
 
     def tell(self, what: str, done: int, total: int) -> None:

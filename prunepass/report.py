@@ -2,7 +2,8 @@
 
 Units
     params: elements of the float constants. macs: multiply-accumulates of one inference with the shapes in use.
-    bytes: the model in its file, external data included. nodes: operators, without those inside subgraphs.
+    bytes: the model in its file, external data included. ram: bytes of activations at the worst moment.
+    nodes: operators, without those inside subgraphs.
     seconds: wall-clock time; a pass's own, without the analyses that it asked for.
 """
 

@@ -35,6 +35,7 @@ __all__ = [
 
 Model: TypeAlias = "Graph | onnx.ModelProto | bytes | str | os.PathLike[str]"
 Optimise: TypeAlias = Literal["all", "basic", "off"]
+CPU = "CPUExecutionProvider"
 _LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "off": "ORT_DISABLE_ALL"}
 _TAPPED_LEVELS: dict[Optimise, tuple[Optimise, ...]] = {
     "all": ("basic", "off"),
@@ -90,11 +91,17 @@ class Session:
 
 
 def session(
-    model: Model, *, optimise: Optimise = "all", threads: int | None = None, taps: Iterable[str] = ()
+    model: Model,
+    *,
+    optimise: Optimise = "all",
+    threads: int | None = None,
+    taps: Iterable[str] = (),
+    provider: str = CPU,
 ) -> Session:
-    """Start onnxruntime on a model, CPU only, silent; `taps` are values to return besides the graph outputs.
+    """Start onnxruntime on a model, silent; `taps` are values to return besides the graph outputs.
 
     Taps stand behind an Identity, and lower the level: optimisations fuse tapped values away, basic ones sometimes.
+    What another provider than that of the CPU cannot run, the CPU does.
 
     Units
         threads: of the session; default: the environment variable PRUNEPASS_THREADS, or else one per core, up to 4.
@@ -113,12 +120,12 @@ def session(
     for level in _TAPPED_LEVELS[optimise] if taps else (optimise,):
         options = _options(level, threads)
         try:
-            inner = _start(source, options, left_out)
+            inner = _start(source, options, provider, left_out)
             break
         except _ort_errors() as error:
             failed = error
     else:
-        inner = _start_older(model, options, failed)
+        inner = _start_older(model, options, failed, provider)
     own = {o.name: o.name for o in inner.get_outputs() if o.name not in names.values()}
     return Session(inner, {**own, **names}, folder)
 
@@ -204,23 +211,22 @@ def _left_out(model: Model) -> list[str]:
     return ["MatmulTransposeFusion"] if onnx.TensorProto.DOUBLE in casts else []
 
 
-def _start(source: Any, options: Any, left_out: Sequence[str] = ()) -> Any:
+def _start(source: Any, options: Any, provider: str = CPU, left_out: Sequence[str] = ()) -> Any:
     import onnxruntime
 
     data = source if isinstance(source, bytes) else os.fspath(source)
-    return onnxruntime.InferenceSession(
-        data, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(left_out)
-    )
+    providers = list(dict.fromkeys([provider, CPU]))
+    return onnxruntime.InferenceSession(data, options, providers=providers, disabled_optimizers=list(left_out))
 
 
-def _start_older(model: Model, options: Any, error: Exception) -> Any:
+def _start_older(model: Model, options: Any, error: Exception, provider: str) -> Any:
     """Try a model that is only too new under the newest opset that onnxruntime has, where that means the same."""
     for _ in range(2):  # the IR version is refused first, then the opset
         older = _for_older_runtime(model, str(error))
         if older is None:
             break
         try:
-            return _start(older, options)
+            return _start(older, options, provider)
         except _ort_errors() as next_error:
             error = next_error
     raise _translated(error, "onnxruntime refuses the model", "check it with onnx.checker") from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -51,15 +51,18 @@ def unit_floor(channels: int, align: int) -> int:
     return max(1, min(align, 1 << max(0, int(math.log2(max(channels, 1))) - 2)))
 
 
-def allowed_losses(rows: int, size: int, most: int, align: int, widths: Sequence[int] = (1,)) -> list[int]:
+def allowed_losses(
+    rows: int, size: int, most: int, align: int, widths: Sequence[int] = (1,), strict: bool = False
+) -> list[int]:
     """Return how many units a row may lose, ascending, without 0.
 
     Units
-        widths: channels per unit, one entry for each axis that must stay aligned.
+        widths: channels per unit, one entry for each axis that must stay aligned. strict: narrow axes, too.
     """
     losses = np.arange(1, most + 1)
     kept = rows * (size - losses)
-    aligned = [kept * width % unit_floor(rows * size * width, align) == 0 for width in widths]
+    floors = [align if strict else unit_floor(rows * size * width, align) for width in widths]
+    aligned = [kept * width % floor == 0 for width, floor in zip(widths, floors)]
     found: list[int] = losses[np.logical_and.reduce(aligned)].tolist() if aligned else losses.tolist()
     return found
 
@@ -123,13 +126,20 @@ def ladder(
     scores: np.ndarray,
     frozen: np.ndarray,
     align: int,
-    max_ratio: float = 1.0,
+    max_ratio: float | Sequence[float] = 1.0,
+    strict: bool = False,
 ) -> list[list[Event]]:
-    """Return the events of each group, in the order in which they must happen."""
+    """Return the events of each group, in the order in which they must happen.
+
+    Units
+        max_ratio: largest share that a group may lose: one for all, or one for each. strict: narrow axes are aligned
+        to no less.
+    """
+    most = [max_ratio] * len(groups) if isinstance(max_ratio, (int, float)) else max_ratio
     found = []
     for number, group in enumerate(groups):
         widths = channels_per_unit(coupling, group) if align > 1 else ()
-        found.append(_group_events(number, group, scores, frozen, align, max_ratio, widths))
+        found.append(_group_events(number, group, scores, frozen, align, most[number], widths, strict))
     return found
 
 
@@ -141,6 +151,7 @@ def _group_events(
     align: int,
     max_ratio: float,
     widths: Sequence[int],
+    strict: bool,
 ) -> list[Event]:
     rows, size = group.units.shape
     held = frozen[group.units]
@@ -149,7 +160,7 @@ def _group_events(
     ranked = np.take_along_axis(group.units, order, axis=1)
     keys = np.take_along_axis(value, order, axis=1).mean(axis=0)
     most = min(size - 1, size - int(held.sum(axis=1).max()), math.floor(max_ratio * size + 1e-9))
-    losses = allowed_losses(rows, size, most, align, widths)
+    losses = allowed_losses(rows, size, most, align, widths, strict)
     starts = [0, *losses[:-1]]
     if not losses:
         return []
@@ -159,17 +170,19 @@ def _group_events(
     return [Event(number, key, ranked[:, before:loss].reshape(-1)) for key, before, loss in steps]
 
 
-def classes_of(groups: Sequence[Group], scope: Scope) -> list[list[int]]:
-    """Sort groups, by their positions, into classes whose units are ranked together.
+def classes_of(groups: Sequence[Group], scope: Scope, without: Container[int] = ()) -> list[list[int]]:
+    """Sort groups, by their positions, into classes whose units are ranked together; some take no part.
 
     Source
         isomorphic: Fang et al. 2024, Isomorphic Pruning for Vision Models, section 3. Here equal structure means the
         shapes and axes of all constants on which a group sits.
     """
     if scope == "local":
-        return [[position] for position in range(len(groups))]
+        return [[position] for position in range(len(groups)) if position not in without]
     found: dict[str, list[int]] = {}
     for position, group in enumerate(groups):
+        if position in without:
+            continue
         found.setdefault(group.signature if scope == "isomorphic" else "", []).append(position)
     return list(found.values())
 
@@ -282,6 +295,6 @@ def _nearer(
 def removed_by(events: Sequence[Event], n_units: int) -> np.ndarray:
     """Return a boolean array of all units, True for those that the events remove."""
     removed = np.zeros(n_units, bool)
-    for event in events:
-        removed[event.units] = True
+    if events:
+        removed[np.concatenate([event.units for event in events])] = True
     return removed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +38,14 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")  # the same examples in every run; `slow` tests draw many more from fixed seeds
 
 __all__ = ["DIGITS", "GRAPHS", "ROOT", "load_digits", "load_graph"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the times that tests measure out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNEPASS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

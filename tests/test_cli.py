@@ -61,7 +61,7 @@ def test_the_main_job(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = "before after certificate barriers groups options timing versions"
     assert set(keys.split()) <= set(report)
     before, after = report["before"], report["after"]
-    assert set(before) == set(after) == {"params", "macs", "bytes", "nodes"}
+    assert set(before) == set(after) == {"params", "macs", "bytes", "ram", "nodes"}
     assert before["bytes"] == DIGITS.stat().st_size
     assert after["bytes"] == (folder / "model.pruned.onnx").stat().st_size
     assert after["params"] < 0.6 * before["params"]
@@ -105,6 +105,7 @@ def test_quiet_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -
         (["-p", "canonicalize,select{ratio=0.5},slice-channels", "--keep", "head"], "certificate passed", ""),
         (["--shape", "image=2,1,8,8", "--seed", "5"], "certificate passed", ""),
         (["--ratio", "0"], "49,679     49,679", ""),
+        (["--macs", "3M", "--ram", "60KB", "--params", "0.9"], "certificate passed", ""),
     ],
 )
 def test_options(
@@ -198,6 +199,10 @@ USAGE = [
     (["model.onnx", "--shape", "image=1,a"], "argument --shape: 'image=1,a' does not fit"),
     (["model.onnx", "--shape", "image=1,0,8,8"], "every size at least 1"),
     (["model.onnx", "--ratio", "0.5", "--macs", "0.5"], "not allowed with argument --ratio"),
+    (["model.onnx", "--ram", "8ms"], "must be above 0 and at most 1, or an amount such as 256KB"),
+    (["model.onnx", "--latency", "256KB"], "or an amount such as 8ms"),
+    (["model.onnx", "--threads", "2"], "--threads says how --latency is measured; give --latency, too"),
+    (["model.onnx", "-p", "canonicalize", "--batch", "2"], "--batch does not go with --pipeline"),
     (["model.onnx", "-p", "clean", "--ratio", "0.5"], "--ratio does not go with --pipeline"),
     (["model.onnx", "-p", "clean", "--align", "4"], "write it in the text, as in select{align=...}"),
     (["model.onnx", "-q", "-v"], "not allowed with argument -q"),

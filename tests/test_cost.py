@@ -331,7 +331,7 @@ def test_prediction_is_quick_for_many_layers():
         factors[f"v{i + 1}"] = (line(1, 64, 1, 4),)
         shapes[f"v{i + 1}"] = (1, 64, 8, 8)
     costs = CostModel(model(nodes, consts, {"v0": [1, 64, 8, 8]}, {"v50": [1, 64, 8, 8]}), shapes, factors)
-    assert len(costs._lengths._vectors) == 1
+    assert len(costs.tensors.lengths._vectors) == 1
     removed = np.zeros(65, bool)
     removed[1:33] = True
     smaller = 64 * 64 - 32 * 32

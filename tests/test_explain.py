@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -316,3 +318,25 @@ def test_a_pin_counts_all_that_is_coupled_to_it() -> None:
     source = model(text, w=weight(6, 8), u=weight(6, 8), one=np.array(1), v=weight(8, 3))
     blocked = {pin.op: pin.params_blocked for pin in prunepass.inspect(source).coupling.pinned}
     assert blocked == {"CumSum": 2 * 6 * 8, "": 8 * 3}
+
+
+def test_the_costs_are_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "costs.json"
+    assert main(["inspect", str(DIGITS), "--cost", "--json", str(path)]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "MACs        6,630,016",
+        "24,576 in int8",
+        "Conv 'block1.conv2.out': stem.conv.out 32,768",
+        "nodes: 41",
+    ):
+        assert part in shown
+    cost = json.loads(path.read_text())["cost"]
+    total = cost["total"]
+    assert sum(row["macs"] for row in cost["nodes"]) == total["macs"]
+    assert sum(row["traffic"] for row in cost["nodes"]) == total["traffic"]
+    assert max(row["ram"] for row in cost["nodes"]) == cost["peak"]["bytes"] == total["ram"]
+    assert sum(row["params"] for row in cost["nodes"]) == total["params"]
+    assert total["bytes"] == DIGITS.stat().st_size > sum(row["bytes"] for row in cost["types"])
+    assert all(0 < row["macs"] <= total["macs"] for row in cost["groups"])
+    assert cost["uncounted"] == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunepass.cost import CostModel
+from prunepass.cost import CostModel, cost_of
 from prunepass.graph import Graph
 from prunepass.labels import Policy
 from prunepass.manager import Analysis, Facts
@@ -12,7 +12,7 @@ from prunepass.manager import Analysis, Facts
 
 @dataclass(frozen=True)
 class Cost(Analysis):
-    """Count MACs, parameters and bytes, and predict them for any plan without cutting.
+    """Count MACs, parameters, bytes, peak RAM and traffic, and predict them for any plan without cutting.
 
     policy: that of the coupling whose units the plans name.
     """
@@ -23,4 +23,4 @@ class Cost(Analysis):
     def run(self, graph: Graph, facts: Facts) -> CostModel:
         """Return the cost model."""
         factors = facts.get("coupling", policy=self.policy).factors
-        return CostModel(graph, facts.get("shapes").shape, factors)
+        return cost_of(graph, facts.get("shapes"), factors)

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from prunepass import wire
-from prunepass.allocation import allocate
-from prunepass.cost import CostModel, source_cost
+from prunepass.budgets import KINDS, Amount, Budget
+from prunepass.choice import Choice, Scale, Terms, named_ratios, whole_cost
+from prunepass.cost import source_cost
 from prunepass.coupling import Coupling
 from prunepass.criteria import criterion, rate, weights_for
-from prunepass.errors import BudgetError, PipelineError
+from prunepass.errors import PipelineError
 from prunepass.graph import Graph
 from prunepass.kept import element_mask, kept_masks
 from prunepass.labels import Policy
+from prunepass.latency import LatencyModel
 from prunepass.manager import Facts, Rewrite
+from prunepass.optable import cache_folder
 from prunepass.plan import Plan
-from prunepass.selection import (
-    NEAR,
-    Event,
-    Scope,
-    classes_of,
-    in_step,
-    kept_by_name,
-    ladder,
-    protected_units,
-    ranking,
-    removed_by,
-    take_budget,
-    take_share,
-)
+from prunepass.runtime import CPU
+from prunepass.selection import Scope, kept_by_name
 from prunepass.slicing import slice_graph
+from prunepass.speedup import judged, learn_latency
+from prunepass.stopwatch import Setting
 
 from .clean import Clean
-
-_BUDGETS = ("macs", "params", "bytes")
-_CORRECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -47,11 +35,15 @@ class Select(Rewrite):
     """Choose the units that go, by importance, for a ratio or a budget; the plan is for slice-channels.
 
     Units
-        ratio: share of all units to remove. macs, params, bytes: share of the whole model that may stay.
+        ratio: share of all units to remove. macs, params, bytes, ram: what may stay, as a share of the source or an
+        amount (120M, 256KB, 8ms); several must hold at once. ram: bytes of activations at the worst moment. latency:
+        measured here in onnxruntime, with so many threads, samples at a time (batch) and this execution provider.
         align: kept channels per axis are a multiple of it; 1 switches it off. keep: regular expressions of names that
-        stay whole. scope: rank all groups together, each for itself, equal structures together, or whole heads of
+        stay whole. allocate: the best first, or, with scores that are errors such as those of obs, the least error per
+        cost saved. scope: rank all groups together, each for itself, equal structures together, or whole heads of
         attention only (with their key and value heads, whatever the policy says). steps: rounds of scoring and
-        removing. max_ratio: largest share that one group may lose.
+        removing, in equal steps or by equal factors (schedule). max_ratio: largest share that one group may lose.
+        ratios, max_ratios: REGEX:RATIO, what groups of that name lose, apart from the ranking, and what they may lose.
     Raises
         BudgetError: the budget cannot be reached; says the nearest that can.
     """
@@ -61,9 +53,11 @@ class Select(Rewrite):
     idempotent = False
 
     ratio: float | None = None
-    macs: float | None = None
-    params: float | None = None
-    bytes: float | None = None
+    macs: Amount | None = None
+    params: Amount | None = None
+    bytes: Amount | None = None
+    ram: Amount | None = None
+    latency: Amount | None = None
     criterion: str = "l2"
     allocate: Literal["score", "error"] = "score"
     scope: Scope = "global"
@@ -73,21 +67,48 @@ class Select(Rewrite):
     reduce: Literal["mean", "sum", "max", "first"] = "mean"
     normalise: Literal["auto", "mean", "max", "sum", "none", "lamp", "standardise"] = "auto"
     steps: int = 1
+    schedule: Literal["linear", "exponential"] = "linear"
     max_ratio: float = 1.0
+    ratios: tuple[str, ...] = ()
+    max_ratios: tuple[str, ...] = ()
+    threads: int = 1
+    batch: int = 1
+    provider: str = CPU
 
     def __post_init__(self) -> None:
-        given = [n for n in ("ratio", *_BUDGETS) if getattr(self, n) is not None]
-        if len(given) > 1:
-            raise PipelineError(f"select: {' and '.join(given)} do not go together; give one of them")
+        budgets = self.budgets()
+        if self.ratio is not None and budgets:
+            raise PipelineError(f"select: ratio and {budgets[0].kind} do not go together; give one of them")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise PipelineError(f"select: ratio={self.ratio} must be at least 0 and below 1")
-        for name in _BUDGETS:
-            share = getattr(self, name)
-            if share is not None and not 0 < share <= 1:
-                raise PipelineError(f"select: {name}={share} must be above 0 and at most 1")
-        if self.align < 1 or self.steps < 1 or not 0 < self.max_ratio <= 1:
+        if min(self.align, self.steps) < 1 or not 0 < self.max_ratio <= 1:
             raise PipelineError("select: align and steps must be at least 1, max_ratio above 0 and at most 1")
+        if min(self.threads, self.batch) < 1:
+            raise PipelineError("select: threads and batch must be at least 1")
         criterion(self.criterion)
+        self.terms()
+
+    def budgets(self) -> tuple[Budget, ...]:
+        """Return the budgets that are given."""
+        given = {kind: getattr(self, kind, None) for kind in KINDS}
+        try:
+            return tuple(Budget.parse(kind, value) for kind, value in given.items() if value is not None)
+        except PipelineError as error:
+            raise PipelineError(f"select: {error}") from None
+
+    def terms(self) -> Terms:
+        """Return what is asked for, in the words of the core."""
+        return Terms(
+            ratio=0.3 if self.ratio is None else self.ratio,
+            budgets=self.budgets(),
+            scope=self.scope,
+            align=self.align,
+            max_ratio=self.max_ratio,
+            ratios=named_ratios("select: ratios", self.ratios),
+            max_ratios=named_ratios("select: max_ratios", self.max_ratios),
+            exponential=self.schedule == "exponential",
+            by_error=self.allocate == "error",
+        )
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Store the plan in `facts.plan` and return the number of units that go."""
@@ -96,7 +117,8 @@ class Select(Rewrite):
         options = {"criterion": self.criterion, "reduce": self.reduce, "normalise": self.normalise}
         scores = facts.get("importance", policy=policy, **options).scores
         kept = kept_by_name(graph, coupling, (*self.keep, *facts.context.keep))
-        choice = _Choice(self, coupling, kept, facts)
+        choice = self._choice(graph, coupling, kept, facts)
+        model = self._latency(choice, facts, scores) if self.latency is not None else None
         removed = np.zeros(coupling.n_units, bool)
         for step in range(1, self.steps + 1):
             if step > 1:
@@ -105,9 +127,30 @@ class Select(Rewrite):
                 scores = rate(weights, criterion(self.criterion), self.reduce, self.normalise).scores
                 scores = np.where(removed, -np.inf, scores)
             removed = choice.removed(scores, step / self.steps)
-        chosen = {"select": str(self), "keep": list(facts.context.keep)}
+        chosen: dict[str, Any] = {"select": str(self), "keep": list(facts.context.keep)}
+        if model is not None:
+            removed, speedup = judged(choice, model, scores, removed)
+            chosen["latency"] = speedup.to_json()
         facts.plan = Plan.of(graph, coupling, removed, scores, chosen, facts.context.source_sha256)
         return int(removed.sum())
+
+    def _latency(self, choice: Choice, facts: Facts, scores: np.ndarray) -> LatencyModel:
+        setting = Setting(self.threads, self.batch, self.provider)
+        model = LatencyModel(facts, choice.coupling, setting, cache_folder(facts.context.cache))
+        learn_latency(choice, model, scores)
+        return model
+
+    def _choice(self, graph: Graph, coupling: Coupling, kept: np.ndarray, facts: Facts) -> Choice:
+        return Choice(
+            self.terms(),
+            graph,
+            coupling,
+            kept,
+            lambda: facts.get("cost", policy=coupling.policy),
+            lambda: whole_cost(source_cost(facts)),
+            lambda removed: _carried_out(removed, coupling, facts),
+            {"bytes": Scale(_file_bytes)},  # what slicing inserts and what is shared again, nobody can predict
+        )
 
 
 def _masked(graph: Graph, coupling: Coupling, removed: np.ndarray) -> Graph:
@@ -121,71 +164,13 @@ def _masked(graph: Graph, coupling: Coupling, removed: np.ndarray) -> Graph:
     return copy
 
 
-class _Choice:
-    """Turn scores into a set of removed units."""
+def _carried_out(removed: np.ndarray, coupling: Coupling, facts: Facts) -> Graph:
+    """Return the finished model of a plan."""
+    graph = facts.graph.copy()
+    slice_graph(graph, Plan.of(graph, coupling, removed))
+    Clean().run(graph, facts)
+    return graph
 
-    def __init__(self, options: Select, coupling: Coupling, kept: np.ndarray, facts: Facts) -> None:
-        self.options, self.coupling, self.kept, self.facts = options, coupling, kept, facts
-        heads = options.scope == "heads"
-        self.groups = [group for group in coupling.groups if group.heads or not heads]
-        self.classes = classes_of(self.groups, options.scope)
-        self.sizes = [sum(self.groups[i].units.size for i in members) for members in self.classes]
-        self.align = 1 if heads else options.align
-        self.budget = next((b for b in _BUDGETS if getattr(options, b) is not None), "")
 
-    def removed(self, scores: np.ndarray, progress: float) -> np.ndarray:
-        """Return which units go when `progress` (0 to 1) of the way is to be covered."""
-        finite = np.where(np.isneginf(scores), np.nanmin(scores[np.isfinite(scores)], initial=0.0) - 1.0, scores)
-        frozen = self.kept | protected_units(self.coupling, finite) | np.isposinf(scores)
-        events = ladder(self.coupling, self.groups, finite, frozen, self.align, self.options.max_ratio)
-        self.events = events
-        rankings = [ranking([events[i] for i in members]) for members in self.classes]
-        if self.budget:
-            return self._within_budget(in_step(rankings, self.sizes), progress)
-        share = (0.3 if self.options.ratio is None else self.options.ratio) * progress
-        chosen = [event for order, size in zip(rankings, self.sizes) for event in take_share(order, share, size)]
-        return removed_by(chosen, self.coupling.n_units)
-
-    def _within_budget(self, order: list[Event], progress: float) -> np.ndarray:
-        share = 1 - (1 - getattr(self.options, self.budget)) * progress
-        goal = limit = share * getattr(source_cost(self.facts), self.budget)
-        removed = self._predicted_within(order, limit, share)
-        if self.budget != "bytes":
-            return removed
-        best, most = removed, 0.0
-        for _ in range(_CORRECTIONS):  # by what slicing inserts and what is shared again, which nobody can predict
-            spent = self._written_bytes(removed)
-            if most < spent <= goal:
-                best, most = removed, spent
-            if (1 - NEAR) * goal <= spent <= goal:
-                break
-            limit -= spent - goal
-            before, removed = removed, self._predicted_within(order, limit, share)
-            if spent <= goal and np.array_equal(before, removed):
-                break
-        return best if most else removed
-
-    def _predicted_within(self, order: list[Event], limit: float, share: float) -> np.ndarray:
-        model: CostModel = self.facts.get("cost", policy=self.coupling.policy)
-        n_units = self.coupling.n_units
-
-        def cost(events: Sequence[Event]) -> float:
-            return float(getattr(model.predict(removed_by(events, n_units)), self.budget))
-
-        if self.options.allocate == "error":
-            chosen = allocate(self.events, limit, cost)
-        else:
-            chosen = take_budget(order, limit, cost)
-        if chosen is None:
-            least = math.ceil(cost(order) / limit * share * 1e4) / 1e4
-            raise BudgetError(
-                f"select: {self.budget}={share:.4g} cannot be reached; the least with align={self.align} is "
-                f"{least:.4f}: see `prunepass inspect` for what cannot shrink"
-            )
-        return removed_by(chosen, n_units)
-
-    def _written_bytes(self, removed: np.ndarray) -> int:
-        graph = self.facts.graph.copy()
-        slice_graph(graph, Plan.of(graph, self.coupling, removed))
-        Clean().run(graph, self.facts)
-        return sum(map(len, wire.encode(graph)))
+def _file_bytes(graph: Graph) -> float:
+    return float(sum(map(len, wire.encode(graph))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import prunepass
+from prunepass.errors import PipelineError
 
-BUDGETS = ("ratio", "macs", "params", "bytes")
-SELECTION = (*BUDGETS, "criterion", "scope", "align")
+BUDGETS = ("macs", "params", "bytes", "ram", "latency")
+MEASURING = ("threads", "batch", "provider", "cache")
+SELECTION = ("ratio", *BUDGETS, "criterion", "scope", "align")
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,12 +52,19 @@ def prune_parser() -> Parser:
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="the ONNX file")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="file to write (default: MODEL.pruned.onnx)")
-    amount = parser.add_argument_group("how much (default: --ratio 0.3)").add_mutually_exclusive_group()
+    amount = parser.add_argument_group("how much (default: --ratio 0.3); budgets are shares or amounts, all must hold")
     amount.add_argument("--ratio", metavar="R", type=ratio, help="share of the channels to remove, 0 <= R < 1")
-    amount.add_argument("--macs", metavar="F", type=fraction, help="keep at most this share of the MACs, 0 < F <= 1")
-    amount.add_argument("--params", metavar="F", type=fraction, help="keep at most this share of the parameters")
-    amount.add_argument("--bytes", metavar="F", type=fraction, help="keep at most this share of the file size")
+    amount.add_argument("--macs", metavar="F", type=budget("macs"), help="most MACs that may stay: 0.5, 120M")
+    amount.add_argument("--params", metavar="F", type=budget("params"), help="most parameters that may stay: 0.5, 2M")
+    amount.add_argument("--bytes", metavar="F", type=budget("bytes"), help="largest file: 0.5, 256KB, 1.5MiB")
+    amount.add_argument("--ram", metavar="F", type=budget("ram"), help="largest peak of activations: 0.5, 256KB")
+    amount.add_argument("--latency", metavar="F", type=budget("latency"), help="longest run, measured here: 0.5, 8ms")
     amount.add_argument("--lossless", action="store_true", help="remove only what changes no output")
+    how = parser.add_argument_group("how --latency is measured in onnxruntime")
+    how.add_argument("--threads", metavar="N", type=positive, help="threads (default: 1)")
+    how.add_argument("--batch", metavar="N", type=positive, help="samples at a time, where free (default: 1)")
+    how.add_argument("--provider", metavar="P", help="execution provider (default: CPUExecutionProvider)")
+    how.add_argument("--cache", metavar="DIR", help="where times of operators are kept")
     which = parser.add_argument_group("which channels")
     which.add_argument("--criterion", metavar="C", help="importance criterion, see --list (default: l2)")
     which.add_argument("--scope", metavar="S", help="what is ranked together, see --list (default: global)")
@@ -78,6 +88,7 @@ def inspect_parser() -> Parser:
         prog="prunepass inspect", description="Show what can be pruned, what is coupled, and what stands in the way."
     )
     parser.add_argument("model", metavar="MODEL", help="the ONNX file")
+    parser.add_argument("--cost", action="store_true", help="show what it costs: MACs, bytes, RAM, per node and group")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything as JSON")
     parser.add_argument(
         "--dot", metavar="FILE", type=Path, help="write the graph with its coupling groups for Graphviz"
@@ -130,6 +141,14 @@ def check_prune(parser: Parser, args: argparse.Namespace) -> None:
     given = [name for name in SELECTION if getattr(args, name) is not None]
     if args.lossless and (args.pipeline is not None or given):
         parser.error(f"--{'pipeline' if args.pipeline is not None else given[0]} does not go with --lossless")
+    budgets = [name for name in BUDGETS if name in given]
+    if args.ratio is not None and budgets:
+        parser.error(f"argument --{budgets[0]}: not allowed with argument --ratio")
+    how = [name for name in MEASURING if getattr(args, name) is not None]
+    if args.pipeline is not None:
+        given += [name for name in how if name != "cache"]
+    elif how and args.latency is None:
+        parser.error(f"--{how[0]} says how --latency is measured; give --latency, too")
     if args.pipeline is not None and given:
         parser.error(f"--{given[0]} does not go with --pipeline; write it in the text, as in select{{{given[0]}=...}}")
 
@@ -139,9 +158,22 @@ def ratio(text: str) -> float:
     return number(text, lambda r: 0 <= r < 1, "a ratio is a number from 0 to below 1")
 
 
-def fraction(text: str) -> float:
-    """Read a budget as a share of the source."""
-    return number(text, lambda f: 0 < f <= 1, "a budget is a number above 0 and at most 1, the share that may stay")
+def budget(kind: str) -> Callable[[str], float | str]:
+    """Return the reader of one kind of budget: a share of the source, or an amount."""
+
+    def read(text: str) -> float | str:
+        from prunepass.budgets import Budget  # numpy takes its time to import
+
+        value: float | str = text
+        with contextlib.suppress(ValueError):
+            value = float(text)
+        try:
+            Budget.parse(kind, value)
+        except PipelineError as error:
+            raise argparse.ArgumentTypeError(f"'{text}' does not fit: {error}") from None
+        return value
+
+    return read
 
 
 def number(text: str, fits: Callable[[float], bool], rule: str) -> float:

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from prunepass import api, inputs
-from prunepass.cli import inspection, show
-from prunepass.cli.arguments import SELECTION
+from prunepass.cli import costs, inspection, show
+from prunepass.cli.arguments import MEASURING, SELECTION
 from prunepass.cli.catalogue import catalogue
 from prunepass.errors import PipelineError, PruneError
 from prunepass.job import Result
@@ -36,6 +36,7 @@ def prune(args: argparse.Namespace) -> None:
             **selection,
             lossless=args.lossless,
             keep=args.keep,
+            running={name: value for name in MEASURING if (value := getattr(args, name)) is not None},
             seed=args.seed,
             pipeline=args.pipeline,
             verify_each=args.verify_each,
@@ -65,13 +66,16 @@ def inspect(args: argparse.Namespace) -> None:
     with _bar(args) as progress:
         found = api.inspect(args.model, shapes=dict(args.shape), progress=progress)
     if args.json:
-        write_json(args.json, found.to_json())
+        write_json(args.json, found.to_json(args.cost))
     if args.dot:
         from prunepass.dot import to_dot  # networkx takes its time to import
 
         write_text(args.dot, to_dot(found))
     if not args.quiet:
-        inspection.show_inspection(Console(), found.to_json())
+        if args.cost:
+            costs.show_costs(Console(), found.costs())
+        else:
+            inspection.show_inspection(Console(), found.to_json())
 
 
 def list_all(args: argparse.Namespace) -> None:

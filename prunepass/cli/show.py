@@ -11,8 +11,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 SHOWN_NAME = 36  # characters
-NUMERIC = frozenset(("before", "after", "left", "seconds", "changes", "units", "sites", "parameters", "MACs"))
-QUANTITIES = (("params", "parameters"), ("macs", "MACs"), ("bytes", "bytes"), ("nodes", "nodes"))
+NUMERIC = frozenset(
+    ("before", "after", "left", "seconds", "changes", "units", "sites", "parameters", "MACs", "bytes", "RAM", "traffic")
+)
+QUANTITIES = (
+    ("params", "parameters"),
+    ("macs", "MACs"),
+    ("bytes", "bytes"),
+    ("ram", "bytes of RAM"),
+    ("nodes", "nodes"),
+)
 
 
 class Bar:
@@ -50,6 +58,8 @@ def show_report(console: Console, report: dict[str, Any], output: str, detail: b
         before, after = report["before"][key], report["after"][key]
         rows.add_row(title, count(before), count(after), _share(after, before))
     console.print(rows)
+    if "latency" in report:
+        line(console, "latency", latency_text(report["latency"]))
     line(console, "certificate", certificate_text(report["certificate"]))
     for note in report["certificate"].get("notes", ()):
         line(console, "note", note)
@@ -68,6 +78,13 @@ def certificate_text(certificate: dict[str, Any]) -> str:
         f"largest difference {_small(certificate['max_abs'])} absolute, {_small(certificate['max_rel'])} relative"
     )
     return f"{certificate['status']} on {certificate['inputs']} inputs, {differences}"
+
+
+def latency_text(found: dict[str, Any]) -> str:
+    """Say in one line what was measured, and why it is not more."""
+    text = f"{found['before_ms']:.3g} ms before, {found['after_ms']:.3g} ms after: {found['ratio']:.1%} of the time"
+    text += f" for {found['macs_ratio']:.1%} of the MACs, align={found['align']}"
+    return "; ".join([text, *found["reasons"]])
 
 
 def time_text(timing: dict[str, Any]) -> str:
