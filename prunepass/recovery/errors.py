@@ -94,6 +94,7 @@ class _Look:
         self.graph, self.coupling, self.batches, self.options = graph, coupling, batches, options
         self.running = Staged(graph, batches.feeds, Store(options.memory))
         self.seen: list[_Seen] = []
+        self._read = {*graph.results, *(name for node in graph.walk() for name in node.inputs)}
         self.variance: dict[str, float] = {}
         self.power: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -145,15 +146,16 @@ class _Look:
             seen_y.add(y.transpose(1, 0, 2, 3).reshape(y.shape[1], -1, y.shape[3]))
         self.running.release(layer.x, layer.y)
         of_x, of_y = np.broadcast_to(seen_x.value(), (len(w), *seen_x.squares.shape[1:])), seen_y.value()
-        self.variance[layer.y] = float(np.trace(of_y, axis1=1, axis2=2).mean() / of_y.shape[1])
+        shown = next((name for name in layer.node.outputs[:2] if name in self._read), layer.y)
+        self.variance[shown] = float(np.trace(of_y, axis1=1, axis2=2).mean() / of_y.shape[1])
         before = sum(float(np.einsum("dgi,dij,dgj->dg", m, c, m).mean()) for m, c in ((w, of_x), (r, of_y)))
-        gain = self.variance[layer.y] / max(before, 1e-30)
+        gain = self.variance[shown] / max(before, 1e-30)
         for name, covariance, matrix in ((layer.w, of_x, w), (layer.r, of_y, r)):
             units = np.zeros((len(matrix), matrix.shape[2]), np.int64)
             for factor in self.coupling.factors.get(name, ()):
                 if factor.shape[1] == 1 and factor.shape[2] > 1:
                     units = np.maximum(units, np.broadcast_to(factor[:, 0], units.shape))
-            self.seen.append(_Seen(layer.y, covariance, seen_x.n, matrix.transpose(0, 2, 1), units, gain))
+            self.seen.append(_Seen(shown, covariance, seen_x.n, matrix.transpose(0, 2, 1), units, gain))
 
     def _pick(self, name: str, batch: int, rows: int, width: int, features: int) -> np.ndarray:
         wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * features), _MOST_ROW_BYTES // (4 * width))
