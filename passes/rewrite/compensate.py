@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from prunepass.errors import UnsupportedError
 from prunepass.graph import Graph
@@ -14,11 +15,21 @@ from prunepass.recovery.teacher import Teacher
 
 @dataclass(frozen=True)
 class Compensate(Rewrite):
-    """Refit what slicing left to the dense model, layer by layer, by least squares on calibration data."""
+    """Refit what slicing left to the dense model, layer by layer, by least squares on calibration data.
+
+    Source
+        He, Zhang, Sun 2017, section 3.2; see `recovery/sequential.py`. grail: GRAIL (CPAL 2026). bias: the bias alone,
+        An et al. 2024, FLAP, section 3.3.
+
+    Units
+        memory: MB of activations that are held; beyond it they go to files. method: auto is ls, grail where a layer has
+        too many features for it.
+    """
 
     name = "compensate"
     idempotent = False
 
+    method: Literal["auto", "ls", "grail", "bias"] = "auto"
     memory: int = 1024
 
     def run(self, graph: Graph, facts: Facts) -> int:
@@ -29,7 +40,7 @@ class Compensate(Rewrite):
             raise UnsupportedError("compensate: the last cut was a lossless one; put fold-zero-filters behind it")
         teacher = Teacher(facts.cuts)
         batches = calibration(facts)
-        work = Sequential(teacher, graph, batches, Options(facts.context.seed, self.memory << 20))
+        work = Sequential(teacher, graph, batches, Options(facts.context.seed, self.memory << 20, method=self.method))
         layers = work.run(facts.context.tell)
         facts.cuts[-1].refitted = work.refitted()
         facts.recovery.append({"pass": str(self), "layers": [vars(layer) for layer in layers]})

@@ -125,12 +125,13 @@ class Fit:
 class Regression:
     """Fit Y ~ X W + b to rows, near to given weights.
 
-    train, held: rows to fit, rows to judge. free: there is an intercept.
+    train, held: rows to fit, rows to judge. free: there is an intercept. plain: nothing will be solved, only judged.
     """
 
-    def __init__(self, train: Rows, held: Rows, start: np.ndarray, free: bool, flat: Flat) -> None:
+    def __init__(self, train: Rows, held: Rows, start: np.ndarray, free: bool, flat: Flat, plain: bool = False) -> None:
         self.train, self.held, self.start, self.free, self.flat = train, held, start, free, flat
-        self.moments = Moments(train, free)
+        if not plain:
+            self.moments = Moments(train, free)
         self._inverse: tuple[float, Any] | None = None
         self.signal = max(self._signal(), 1e-30)
 
@@ -214,6 +215,21 @@ def fit(train: Rows, held: Rows, start: np.ndarray, bias: np.ndarray | None, fla
             train, held, start, bias is not None, flat, RIDGES[best], bends=after != tried[best][0]
         )
     return Fit(weight, own, RIDGES[best], before, after)
+
+
+def judge(
+    train: Rows, held: Rows, start: np.ndarray, bias: np.ndarray | None, flat: Flat, weight: np.ndarray | None
+) -> Fit:
+    """Judge a weight that was found otherwise, with its bias as it is; without one, fit the bias of the start alone."""
+    work = Regression(train, held, start, bias is not None, flat, plain=True)
+    zero = np.zeros((len(start), start.shape[2]))
+    own = zero if bias is None else bias
+    before = work.error(start, own)
+    if weight is None and bias is not None:
+        misses = [miss.sum(axis=1, dtype=np.float64) for _, miss in train.misses(start, zero, Flat())]
+        return Fit(start, shifted := sum(misses, zero) / max(1, train.n), 0.0, before, work.error(start, shifted))
+    chosen = start if weight is None else weight
+    return Fit(chosen, own, 0.0, before, work.error(chosen, own))
 
 
 def _fitted_to_all(

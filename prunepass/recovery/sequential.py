@@ -25,8 +25,9 @@ import numpy as np
 from prunepass.graph import Graph, Node
 from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
+from prunepass.recovery.grail import folded
 from prunepass.recovery.recurrent import RecurrentRefit
-from prunepass.recovery.ridge import Fit, Flat, Rows, fit
+from prunepass.recovery.ridge import Fit, Flat, Rows, fit, judge
 from prunepass.recovery.staged import Staged, Store
 from prunepass.recovery.teacher import Teacher
 from prunepass.rules.flat import flat_range
@@ -44,13 +45,15 @@ class Options:
 
     Units
         memory: bytes of activations in memory, beyond it they go to files. most_features: a layer with more keeps its
-        weights. least_gain: share of the held-back error that a refit must save.
+        weights unless channels can be folded. least_gain: share of the held-back error that a refit must save.
+        method: ls, grail or bias; auto is ls, grail for a layer of too many features.
     """
 
     seed: int = 0
     memory: int = 1 << 30
     most_features: int = 6144
     least_gain: float = 1e-3
+    method: str = "auto"
 
 
 @dataclass
@@ -145,6 +148,7 @@ class Sequential:
         self.store = Store(options.memory)
         self.dense = Staged(teacher.graph, batches.feeds, self.store)
         self.pruned = Staged(graph, batches.feeds, self.store)
+        self.channels = Staged(teacher.graph, batches.feeds, self.store)
         self.changed: dict[str, np.ndarray] = {}
         self.biases: list[NewBias] = []
         self.layers: list[Layer] = []
@@ -155,7 +159,7 @@ class Sequential:
         """Refit every layer behind something pruned; returns what was done, in order."""
         todo = list(steps(self.graph))
         waiting = {id(step.node) for step in todo}
-        touched = _behind(self.graph, self.teacher)
+        touched = self.teacher.behind(self.graph)
         for number, step in enumerate(self._ordered(todo)):
             if progress is not None:
                 progress("compensate", number, len(todo))
@@ -207,9 +211,6 @@ class Sequential:
         weight = graph.consts[product.weight]
         start = product.matrix(weight.astype(np.float64))
         layer.features = start.shape[1]
-        if start.shape[1] > self.options.most_features:
-            layer.note = f"{start.shape[1]} features are more than {self.options.most_features}"
-            return
         self.dense.need(target)
         self.pruned.need(product.x, *([place.shortcut] if place.shortcut else []))
         rows = self._rows(place, target, start.shape)
@@ -222,13 +223,35 @@ class Sequential:
         layer.rows = train.n + (held.n if held is not train else 0)
         old = self._bias_vector(place, start.shape)
         flat = Flat(*flat_range(self._uses.get(target, []), graph)) if target not in graph.results else Flat()
-        found = fit(train, held, start, old, flat)
+        found = self._fitted(place, rows, start, old, flat, layer)
         layer.before, layer.after, layer.ridge = found.before, found.after, found.ridge
         if not found.after < found.before * (1 - self.options.least_gain) or found.before < 1e-12:
             layer.note = "no better on held-back rows" if found.before >= 1e-12 else "exact as it is"
+            layer.method = "kept"
             return
-        layer.method = "ls"
         self._install(place, weight, found)
+
+    def _fitted(
+        self,
+        place: Place,
+        rows: tuple[Rows, Rows],
+        start: np.ndarray,
+        bias: np.ndarray | None,
+        flat: Flat,
+        layer: Layer,
+    ) -> Fit:
+        """Return what the chosen method makes of a layer."""
+        train, held = rows
+        method = self.options.method
+        if method == "auto":
+            method = "ls" if start.shape[1] <= self.options.most_features else "grail"
+        layer.method = method
+        if method == "ls":
+            return fit(train, held, start, bias, flat)
+        weight = folded(place.product, self.teacher, self.channels, self.batches) if method == "grail" else None
+        if weight is not None and weight.shape != start.shape:
+            weight = None
+        return judge(train, held, start, bias, flat, weight)
 
     def _refit_states(self, gates: Gates, layer: Layer) -> None:
         """Refit a recurrent layer."""
@@ -339,13 +362,3 @@ class Sequential:
 def _features(graph: Graph, place: Place) -> int:
     shape = graph.consts.shape(place.product.weight)
     return math.prod(shape) // max(1, shape[0])
-
-
-def _behind(graph: Graph, teacher: Teacher) -> set[str]:
-    """Return the values that pruning may have changed: everything behind what lost something."""
-    found: set[str] = set()
-    for node in graph.nodes:
-        names = (*node.inputs, *node.captured)
-        if any(name in found or teacher.loses(name) for name in names if name):
-            found.update(node.outputs)
-    return found

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prunepass.graph import Graph
 from prunepass.kept import cut, element_mask, kept_masks
 from prunepass.manager import Cut
 
@@ -44,6 +45,15 @@ class Teacher:
     def loses(self, name: str) -> bool:
         """Say whether a value has lost anything."""
         return bool(self.masks(name))
+
+    def behind(self, graph: Graph) -> set[str]:
+        """Return the values of the last graph that pruning may have changed: everything behind what lost something."""
+        found: set[str] = set()
+        for node in graph.nodes:
+            names = (*node.inputs, *node.captured)
+            if any(name in found or self.loses(name) for name in names if name):
+                found.update(node.outputs)
+        return found
 
     def widened(self, name: str, narrow: np.ndarray, whole: np.ndarray) -> np.ndarray:
         """Put the elements that the last cut left of a tensor into the whole one; the rest keeps its value."""
