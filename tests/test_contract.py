@@ -16,6 +16,7 @@ from prunepass import load, prune
 from prunepass.cost import CostModel
 from prunepass.graph import Graph
 from prunepass.manager import Context, Facts, Pipeline, Rewrite, build, passes
+from prunepass.recovery.batches import calibration
 from prunepass.wire import encode
 
 SAMPLE = (
@@ -53,8 +54,10 @@ PRIOR = {
     "select": "canonicalize",
     "slice-channels": f"canonicalize,{CHOICE}",
     "compensate": f"canonicalize,{CHOICE},slice-channels",
+    "recalibrate-batchnorm": f"canonicalize,{CHOICE},slice-channels",
 }
 """What must run before a pass."""
+RECOVERY = ("compensate", "recalibrate-batchnorm")
 OPTIONS = {"select": {"ratio": 0.5, "align": 1}}
 SMALL = {name: {"image": (1, 3, 16, 16)} for name in ("conv_chain", "pixel_shuffle")}
 """Sizes for networks that take images of any size."""
@@ -69,6 +72,8 @@ def source(name: str) -> Graph:
 def prepared(name: str, step: str) -> Facts:
     """Return the facts of a model just before a pass."""
     facts = Facts(source(name).copy(), Context())
+    if step in RECOVERY:
+        facts.context.calibration = calibration(facts).first(6)
     return Pipeline.parse(PRIOR[step]).run_on(facts) if step in PRIOR else facts
 
 
