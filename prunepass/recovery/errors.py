@@ -171,7 +171,8 @@ def feature_units(place: Place, graph: Graph, coupling: Coupling) -> tuple[np.nd
     """
     product = place.product
     shape = graph.consts.shape(product.weight)
-    made = [factor.reshape(-1) for factor in coupling.factors.get(product.y, ()) if factor.shape[product.axis] > 1]
+    own_axis = [f for f in coupling.factors.get(product.y, ()) if f.ndim >= -product.axis and f.shape[product.axis] > 1]
+    made = [factor.reshape(-1) for factor in own_axis]
     own = np.unique(np.concatenate([np.zeros(1, np.int64), *made]))
     found: np.ndarray | None = None
     for factor in coupling.factors.get(product.weight, ()):
