@@ -342,7 +342,7 @@ class MatrixRows(Linear):
 
 @dataclass(frozen=True)
 class LeftMatrixRows(Linear):
-    """A product with a matrix on the left: the second last axis of the input holds the features; a vector is one row."""
+    """A product with a matrix on the left: the second last axis of the input holds the features."""
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         """Return the weight as (groups, features, outputs)."""
