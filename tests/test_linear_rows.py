@@ -6,26 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from recovering import drawn, graph_of
 
-from prunepass.graph import Graph
 from prunepass.rules.flat import flat_range, makes_zeros
 from prunepass.rules.linear import LINEAR, Bias, bias_of, linear, residual
 from prunepass.runtime import session
-
-
-def graph_of(nodes, consts, shapes, outputs=("y",), opset=17):
-    """Make a graph from nodes (operator, inputs, output, attributes); `shapes` are those of its inputs."""
-    protos = [helper.make_node(op, ins, [out], **attrs) for op, ins, out, attrs in nodes]
-    arrays = [numpy_helper.from_array(np.asarray(array), name) for name, array in consts.items()]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
-    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
-    graph = helper.make_graph(protos, "g", inputs, results, arrays)
-    return Graph(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)]))
-
-
-def drawn(*shape):
-    return np.random.default_rng(math.prod(shape)).standard_normal(shape).astype(np.float32)
 
 
 def product(op, x, weight, attrs=None, bias=None, left=False):
