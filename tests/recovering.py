@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from prunepass.graph import Graph
 from prunepass.manager import Context, Facts, Pipeline
@@ -24,7 +24,8 @@ def graph_of(nodes, consts, shapes, outputs=("y",), opset=17, elem_type=TensorPr
     inputs = [helper.make_tensor_value_info(name, elem_type, shape) for name, shape in shapes.items()]
     results = [helper.make_tensor_value_info(name, elem_type, None) for name in outputs]
     graph = helper.make_graph(protos, "g", inputs, results, arrays)
-    return Graph(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)]))
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
+    return Graph(shape_inference.infer_shapes(model))
 
 
 def drawn(*shape, seed=0):

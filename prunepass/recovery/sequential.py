@@ -37,6 +37,7 @@ from prunepass.rules.linear import Bias, Linear, bias_of, linear, residual
 log = logging.getLogger(__name__)
 _LEAST_ROWS, _ROWS_PER_FEATURE = 32768, 40
 _MOST_ROW_BYTES = 400 << 20
+_ROUNDING, _ROUNDING_HALF = 1e-12, 1e-6  # relative squared errors that may come from rounding alone
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,9 @@ class Sequential:
         flat = Flat(*flat_range(self._uses.get(target, []), graph)) if target not in graph.results else Flat()
         found = self._fitted(place, rows, start, old, flat, layer)
         layer.before, layer.after, layer.ridge = found.before, found.after, found.ridge
-        if not found.after < found.before * (1 - self.options.least_gain) or found.before < 1e-12:
-            layer.note = "no better on held-back rows" if found.before >= 1e-12 else "exact as it is"
+        rounding = _ROUNDING if weight.dtype.itemsize >= 4 else _ROUNDING_HALF
+        if not found.after < found.before * (1 - self.options.least_gain) or found.before < rounding:
+            layer.note = "no better on held-back rows" if found.before >= rounding else "exact as it is"
             layer.method = "kept"
             return
         self._install(place, weight, found)
