@@ -67,7 +67,7 @@ def error(dense, graph, data):
     """Return the squared error of all outputs, relative to their variance."""
     wanted, found = (session(g, optimise="off").run(data) for g in (dense, graph))
     total = [
-        np.square(found[name].astype(float) - w).sum() / np.square(w - w.mean(axis=0, dtype=float)).sum()
+        np.square(found[name].astype(float) - w).sum() / np.square(w - w.mean(dtype=float)).sum()
         for name, w in wanted.items()
     ]
     return float(np.mean(total))

@@ -122,7 +122,8 @@ class _Look:
         covariance = _Covariance.empty(groups, features)
         n, y_sum, y_square = 0, np.zeros((groups, outputs)), np.zeros((groups, outputs))
         for batch in range(len(self.batches.feeds)):
-            y, x = self.running.value(place.y, batch), self.running.value(product.x, batch)
+            y = self.batches.checked(place.y, self.running.value(place.y, batch), batch)
+            x = self.batches.checked(product.x, self.running.value(product.x, batch), batch)
             pick = self._pick(product.y, batch, product.count(y), groups * features, features)
             rows = product.targets(y, groups, pick).astype(np.float64)
             n, y_sum, y_square = n + rows.shape[1], y_sum + rows.sum(axis=1), y_square + np.square(rows).sum(axis=1)
