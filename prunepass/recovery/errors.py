@@ -205,10 +205,11 @@ def unit_errors(
         if tell is not None:
             tell("errors", number, len(coupling.groups))
         flat = group.units.reshape(-1)
-        if number in readers:
-            scores[flat] = _swept(readers.pop(number), flat, len(group.units))
-        else:
-            scores[flat] = power[flat]
+        scores[flat] = power[flat]
+        own = readers.pop(number, [])
+        read = np.isin(group.units, np.concatenate([np.zeros(0, np.int64), *(reader.units for reader in own)]))
+        if own:
+            scores[group.units[read]] = _swept(own, group.units[read], int(read.any(axis=-1).sum()))
     return UnitErrors(scores, weight)
 
 

@@ -18,9 +18,11 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 DAMPING = 1e-2
-"""Multiple of the mean variance that is added to the diagonal: OSSCAR's default."""
+"""By how much features are taken to be less alike than they were seen to be: OSSCAR's default, there for the mean."""
 SPREAD = 2.0
 """The same per feature and row: with few rows, features seem to explain each other that do not."""
+_DEAD = 1e-8
+"""Variance of a feature that never changes, relative to the mean."""
 
 
 @dataclass
@@ -40,7 +42,9 @@ class Reader:
         """Start from a covariance that was found from so many rows; errors count `importance` times."""
         scale = np.trace(covariance) / len(covariance)
         damping = max(DAMPING, SPREAD * len(covariance) / rows)
-        damped = covariance + np.eye(len(covariance)) * max(damping * scale, 1e-12)
+        own = np.diagonal(covariance)
+        damped = covariance / (1 + damping)
+        np.fill_diagonal(damped, np.maximum(own, max(_DEAD * scale, 1e-12)))
         inverse = cho_solve(cho_factor(damped, check_finite=False), np.eye(len(damped)), check_finite=False)
         return cls(inverse, weight * np.sqrt(importance), units)
 
