@@ -18,11 +18,11 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 DAMPING = 1e-2
-"""By how much features are taken to be less alike than they were seen to be: OSSCAR's default, there for the mean."""
+"""Multiple of the mean variance that is added to the diagonal: OSSCAR's default."""
 SPREAD = 2.0
 """The same per feature and row: with few rows, features seem to explain each other that do not."""
 _DEAD = 1e-8
-"""Variance of a feature that never changes, relative to the mean."""
+"""Variance relative to the mean up to which a feature never changes; it is not damped, and costs nothing."""
 
 
 @dataclass
@@ -42,9 +42,8 @@ class Reader:
         """Start from a covariance that was found from so many rows; errors count `importance` times."""
         scale = np.trace(covariance) / len(covariance)
         damping = max(DAMPING, SPREAD * len(covariance) / rows)
-        own = np.diagonal(covariance)
-        damped = covariance / (1 + damping)
-        np.fill_diagonal(damped, np.maximum(own, max(_DEAD * scale, 1e-12)))
+        share = np.where(np.diagonal(covariance) > _DEAD * scale, damping, _DEAD)
+        damped = covariance + np.diag(np.maximum(share * scale, 1e-12))
         inverse = cho_solve(cho_factor(damped, check_finite=False), np.eye(len(damped)), check_finite=False)
         return cls(inverse, weight * np.sqrt(importance), units)
 
