@@ -34,6 +34,8 @@ class Compensate(Rewrite):
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of layers whose weights changed."""
+        if not facts.cuts and facts.last_plan is not None:
+            return 0  # a plan that took nothing
         if not facts.cuts:
             raise UnsupportedError("compensate: nothing was pruned; put select and slice-channels before it")
         if facts.cuts[-1].lossless:

@@ -38,8 +38,20 @@ class Batches:
     drawn: bool = False
 
     def held_back(self, batch: int) -> bool:
-        """Say whether a batch is for judging, not for fitting: every fifth; none where there are fewer."""
-        return len(self.feeds) >= 5 and batch % 5 == 4
+        """Say whether a batch is for judging, not for fitting: every fifth, at least the last; not an only one."""
+        count = len(self.feeds)
+        return batch % 5 == 4 if count >= 5 else 0 < batch == count - 1
+
+    def checked(self, name: str, value: np.ndarray, batch: int) -> np.ndarray:
+        """Return a value that the model computes, or refuse it.
+
+        Raises
+            ModelError: it has NaN or infinity.
+        """
+        if value.dtype.kind not in "iub" and not np.isfinite(value).all():
+            advice = "give calibration data" if self.drawn else "take such samples out, or repair the model"
+            raise ModelError(f"value {name!r} has NaN or infinity on batch {batch} of the calibration data; {advice}")
+        return value
 
     def first(self, count: int) -> Batches:
         """Return the first batches, of about `count` samples."""

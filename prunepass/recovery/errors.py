@@ -122,7 +122,8 @@ class _Look:
         covariance = _Covariance.empty(groups, features)
         n, y_sum, y_square = 0, np.zeros((groups, outputs)), np.zeros((groups, outputs))
         for batch in range(len(self.batches.feeds)):
-            y, x = self.running.value(place.y, batch), self.running.value(product.x, batch)
+            y = self.batches.checked(place.y, self.running.value(place.y, batch), batch)
+            x = self.batches.checked(product.x, self.running.value(product.x, batch), batch)
             pick = self._pick(product.y, batch, product.count(y), groups * features, features)
             rows = product.targets(y, groups, pick).astype(np.float64)
             n, y_sum, y_square = n + rows.shape[1], y_sum + rows.sum(axis=1), y_square + np.square(rows).sum(axis=1)
@@ -171,7 +172,8 @@ def feature_units(place: Place, graph: Graph, coupling: Coupling) -> tuple[np.nd
     """
     product = place.product
     shape = graph.consts.shape(product.weight)
-    made = [factor.reshape(-1) for factor in coupling.factors.get(product.y, ()) if factor.shape[product.axis] > 1]
+    own_axis = [f for f in coupling.factors.get(product.y, ()) if f.ndim >= -product.axis and f.shape[product.axis] > 1]
+    made = [factor.reshape(-1) for factor in own_axis]
     own = np.unique(np.concatenate([np.zeros(1, np.int64), *made]))
     found: np.ndarray | None = None
     for factor in coupling.factors.get(product.weight, ()):
@@ -203,10 +205,11 @@ def unit_errors(
         if tell is not None:
             tell("errors", number, len(coupling.groups))
         flat = group.units.reshape(-1)
-        if number in readers:
-            scores[flat] = _swept(readers.pop(number), flat, len(group.units))
-        else:
-            scores[flat] = power[flat]
+        scores[flat] = power[flat]
+        own = readers.pop(number, [])
+        read = np.isin(group.units, np.concatenate([np.zeros(0, np.int64), *(reader.units for reader in own)]))
+        if own:
+            scores[group.units[read]] = _swept(own, group.units[read], int(read.any(axis=-1).sum()))
     return UnitErrors(scores, weight)
 
 

@@ -21,6 +21,8 @@ DAMPING = 1e-2
 """Multiple of the mean variance that is added to the diagonal: OSSCAR's default."""
 SPREAD = 2.0
 """The same per feature and row: with few rows, features seem to explain each other that do not."""
+_DEAD = 1e-8
+"""Variance relative to the mean up to which a feature never changes; it is not damped, and costs nothing."""
 
 
 @dataclass
@@ -40,7 +42,8 @@ class Reader:
         """Start from a covariance that was found from so many rows; errors count `importance` times."""
         scale = np.trace(covariance) / len(covariance)
         damping = max(DAMPING, SPREAD * len(covariance) / rows)
-        damped = covariance + np.eye(len(covariance)) * max(damping * scale, 1e-12)
+        share = np.where(np.diagonal(covariance) > _DEAD * scale, damping, _DEAD)
+        damped = covariance + np.diag(np.maximum(share * scale, 1e-12))
         inverse = cho_solve(cho_factor(damped, check_finite=False), np.eye(len(damped)), check_finite=False)
         return cls(inverse, weight * np.sqrt(importance), units)
 

@@ -58,7 +58,8 @@ class RecurrentRefit:
         names = [n for n in (layer.w, layer.r, layer.b) if n]
         start = {name: self.graph.consts[name] for name in names}
         targets = [self._targets(at) for at in range(self.count)]
-        wanted = [self.teacher.narrowed(layer.y, self.dense.value(layer.y, at)) for at in range(self.count)]
+        known = [self.batches.checked(layer.y, self.dense.value(layer.y, at), at) for at in range(self.count)]
+        wanted = [self.teacher.narrowed(layer.y, value) for value in known]
         states = wanted
         before = self._error(self._states(start), wanted)
         best, error = start, before

@@ -25,6 +25,8 @@ _ROUNDS = 8
 _SMALL = 64
 _PLENTY = 100
 """Rows per feature from which on held-back rows are not missed."""
+_ROUNDING = 1e-13
+"""Variance of what rounding to float32 adds to a value, relative to its square; a few times that."""
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Moments:
 
     Shapes
         x: (groups, features). y: (groups, outputs). xx: (groups, features, features). xy: (groups, features, outputs).
-        scale: (groups,) mean variance of the features.
+        scale: (groups,) mean variance of the features. rounding: (groups,) variance that may come from rounding alone.
     """
 
     def __init__(self, rows: Rows, centre: bool) -> None:
@@ -105,6 +107,7 @@ class Moments:
         self.xx /= n
         self.xy /= n
         self.scale = np.trace(self.xx, axis1=1, axis2=2) / features
+        self.rounding = _ROUNDING * (self.scale + np.square(self.x).mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class Regression:
     def _applied(self, ridge: float, right: np.ndarray) -> np.ndarray:
         """Return (XX + ridge)^-1 right; inverses are fine here, since the ridge keeps the matrix well away from 0."""
         if self._inverse is None or self._inverse[0] != ridge:
-            shifts = ridge * self.moments.scale
+            shifts = np.maximum(ridge * self.moments.scale, self.moments.rounding)
             matrix = self.moments.xx.copy()
             step = matrix.shape[1] + 1
             matrix.reshape(len(matrix), -1)[:, ::step] += np.where(shifts > 0, shifts, 1.0)[:, None]
@@ -187,9 +190,11 @@ class Regression:
         return np.asarray(self.moments.y - np.einsum("gf,gfo->go", self.moments.x, weight))
 
     def _signal(self) -> float:
-        n = max(1, self.held.n)
-        mean = sum(y.sum(axis=1, dtype=np.float64) for y in self.held.total) / n
-        return sum(float(np.square(y - mean[:, None]).sum()) for y in self.held.total)
+        """Return the variance of all targets, at least what rounding makes of constant ones, times the rows judged."""
+        blocks, n = [*self.train.total, *self.held.total], max(1, self.train.n + self.held.n)
+        mean = sum(y.sum(axis=1, dtype=np.float64) for y in blocks) / n
+        spread = sum(float(np.square(y - mean[:, None]).sum()) for y in blocks)
+        return max(spread, 1e-12 * n * float(np.square(mean).sum())) / n * self.held.n
 
 
 def fit(train: Rows, held: Rows, start: np.ndarray, bias: np.ndarray | None, flat: Flat) -> Fit:

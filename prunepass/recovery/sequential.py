@@ -37,6 +37,9 @@ from prunepass.rules.linear import Bias, Linear, bias_of, linear, residual
 log = logging.getLogger(__name__)
 _LEAST_ROWS, _ROWS_PER_FEATURE = 32768, 40
 _MOST_ROW_BYTES = 400 << 20
+_TRAIN_SHARE = 4  # fifths of the rows, as of the batches
+_OTHER_SHAPES = "shapes differ from those of the dense model"
+_ROUNDING, _ROUNDING_HALF = 1e-12, 1e-6  # relative squared errors that may come from rounding alone
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,22 @@ class Sequential:
         """Aim at the residual sum where the other summand is final, else at the output of the layer."""
         if place.total and place.total in self._known:
             pending = self.pruned.pending(place.shortcut)
-            if not any(id(node) in waiting or node is place.product.node for node in pending):
+            final = not any(id(node) in waiting or node is place.product.node for node in pending)
+            if final and self._sums_alike(place):
                 return place
         return replace(place, total="", shortcut="")
+
+    def _sums_alike(self, place: Place) -> bool:
+        """Say whether a residual sum adds values of one shape, so that its rows are those of the layer."""
+        if place.y not in self._known:
+            return False
+        self.dense.need(place.y)
+        self.pruned.need(place.shortcut)
+        own = self.teacher.narrowed(place.y, self.dense.value(place.y, 0))
+        alike: bool = own.shape == self.pruned.value(place.shortcut, 0).shape
+        self.dense.release(place.y)
+        self.pruned.release(place.shortcut)
+        return alike
 
     def _refit(self, place: Place, layer: Layer) -> None:
         product, graph = place.product, self.graph
@@ -216,17 +232,18 @@ class Sequential:
         rows = self._rows(place, target, start.shape)
         self.dense.release(target)
         self.pruned.release(product.x, place.shortcut)
-        if rows is None:
-            layer.note = "shapes differ from those of the dense model"
+        if isinstance(rows, str):
+            layer.note = rows
             return
         train, held = rows
-        layer.rows = train.n + (held.n if held is not train else 0)
+        layer.rows = train.n + held.n
         old = self._bias_vector(place, start.shape)
         flat = Flat(*flat_range(self._uses.get(target, []), graph)) if target not in graph.results else Flat()
         found = self._fitted(place, rows, start, old, flat, layer)
         layer.before, layer.after, layer.ridge = found.before, found.after, found.ridge
-        if not found.after < found.before * (1 - self.options.least_gain) or found.before < 1e-12:
-            layer.note = "no better on held-back rows" if found.before >= 1e-12 else "exact as it is"
+        rounding = _ROUNDING if weight.dtype.itemsize >= 4 else _ROUNDING_HALF
+        if not found.after < found.before * (1 - self.options.least_gain) or found.before < rounding:
+            layer.note = "no better on held-back rows" if found.before >= rounding else "exact as it is"
             layer.method = "kept"
             return
         self._install(place, weight, found)
@@ -282,14 +299,15 @@ class Sequential:
             outputs += np.broadcast_to(vector.reshape(-1), outputs.size).reshape(outputs.shape)
         return outputs
 
-    def _rows(self, place: Place, target: str, shape: tuple[int, ...]) -> tuple[Rows, Rows] | None:
+    def _rows(self, place: Place, target: str, shape: tuple[int, ...]) -> tuple[Rows, Rows] | str:
+        """Return rows for fitting and for judging, or why there are none."""
         product, count = place.product, len(self.batches.feeds)
         train, held = Rows(), Rows()
         wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * shape[1]), _MOST_ROW_BYTES // (4 * shape[0] * shape[1]))
         weight = self.graph.consts.shape(product.weight)
         seed = zlib.crc32(product.y.encode())
         for batch in range(count):
-            y = self.teacher.narrowed(target, self.dense.value(target, batch))
+            y = self.teacher.narrowed(target, self.batches.checked(target, self.dense.value(target, batch), batch))
             x = self.pruned.value(product.x, batch)
             rows = product.count(y)
             take = min(rows, -(-wanted // count))
@@ -303,15 +321,17 @@ class Sequential:
                     else None
                 )
             except (ValueError, IndexError):
-                return None
+                return _OTHER_SHAPES
             if a.shape[2] != shape[1] or b.shape[2] != shape[2] or (c is not None and c.shape != b.shape):
-                return None
-            if count < 5:
-                train.add(a[:, ::2], b[:, ::2], None if c is None else c[:, ::2])
-                held.add(a[:, 1::2], b[:, 1::2], None if c is None else c[:, 1::2])
-            else:
-                (held if self.batches.held_back(batch) else train).add(a, b, c)
-        return train, held if held.n else train
+                return _OTHER_SHAPES
+            if not np.isfinite(a).all() or (c is not None and not np.isfinite(c).all()):
+                return "its inputs are not finite in the pruned model"
+            first = 0 if self.batches.held_back(batch) else pick.size
+            if count == 1:  # the last rows, not some between: neighbours in an image are much alike
+                first = _TRAIN_SHARE * pick.size // 5
+            train.add(a[:, :first], b[:, :first], None if c is None else c[:, :first])
+            held.add(a[:, first:], b[:, first:], None if c is None else c[:, first:])
+        return (train, held) if train.n and held.n else "too few rows to judge what is fitted"
 
     def _install(self, place: Place, old: np.ndarray, found: Fit) -> None:
         product, graph = place.product, self.graph

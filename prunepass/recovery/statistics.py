@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunepass.errors import ModelError
 from prunepass.graph import Graph
 from prunepass.recovery.batches import Batches
 from prunepass.recovery.moments import Gram, Moments
@@ -158,10 +157,7 @@ class Statistics:
         return 4 * math.prod(self._shapes[name]) * times
 
     def _checked(self, name: str, value: np.ndarray, batch: int) -> np.ndarray:
-        if value.dtype.kind not in "iub" and not np.isfinite(value).all():
-            advice = "give calibration data" if self.drawn else "take such samples out, or repair the model"
-            raise ModelError(f"value {name!r} has NaN or infinity on batch {batch} of the calibration data; {advice}")
-        return value
+        return self.batches.checked(name, value, batch)
 
     def _input_tap(self, layer: Linear, found: Moments) -> Tap:
         groups = layer.groups(self.graph.consts.shape(layer.weight))

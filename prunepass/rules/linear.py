@@ -106,7 +106,8 @@ def bias_of(product: Linear, graph: Graph, uses: Mapping[str, Sequence[tuple[Nod
         node, at = readers[0]
         name = node.inputs[1 - at]
         shape = graph.consts.shape(name) if name in graph.consts else ()
-        if shape and math.prod(shape) == shape[-1] > 1:
+        outputs = graph.consts.shape(product.weight)[-1]
+        if shape and math.prod(shape) == shape[-1] == outputs > 1:
             return Bias(node, 1 - at, name, node.outputs[0])
     return None
 
@@ -266,7 +267,7 @@ class ConvTransposeRows(Linear):
         if mode in ("SAME_UPPER", "SAME_LOWER") or "output_shape" in self.node.attrs:
             extra = self.node.attr("output_padding", [0] * len(sizes))
             total = [max(0, n + r + e - o) for n, r, e, o in zip(sizes, reach, extra, y)]
-            return [t // 2 if mode != "SAME_LOWER" else t - t // 2 for t in total]
+            return [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total]
         return [0] * len(sizes) if mode == "VALID" else list(self.node.attr("pads", [0] * 2 * len(sizes)))[: len(sizes)]
 
     def targets(self, y: np.ndarray, groups: int, pick: np.ndarray) -> np.ndarray:
@@ -353,7 +354,7 @@ class LeftMatrixRows(Linear):
 
     def count(self, y: np.ndarray) -> int:
         """Return how many rows an output has."""
-        return int(math.prod(y.shape) // y.shape[-2])
+        return int(math.prod(y.shape) // y.shape[-2]) if y.ndim > 1 else 1
 
     def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
         """Return some rows of an input, (groups, rows, features)."""
@@ -365,16 +366,20 @@ class LeftMatrixRows(Linear):
 
     def channels(self, x: np.ndarray, groups: int) -> np.ndarray:
         """Return an input as (groups, positions, channels)."""
-        moved = np.moveaxis(x, -2, -1)
+        moved = np.moveaxis(x, -2, -1) if x.ndim > 1 else x
         return moved.reshape(1, -1, moved.shape[-1])
 
 
 @LINEAR.row("Gemm")
 def _gemm(node: Node, graph: Graph) -> Linear | None:
     bias = _constant_bias(node, graph, 2)
-    if bias is None or not _is_float(graph, node.inputs[1], 2) or node.attr("alpha", 1.0) == 0:
+    if (
+        bias is None
+        or not _is_float(graph, node.inputs[1], 2)
+        or 0 in (node.attr("alpha", 1.0), node.attr("beta", 1.0))
+    ):
         return None
-    if bias and len([n for n in graph.consts.shape(bias) if n > 1]) > 1:
+    if bias and math.prod(graph.consts.shape(bias)[:-1]) > 1:
         return None  # a bias for each row
     return MatrixRows(
         node,
