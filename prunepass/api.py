@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from prunepass import inputs
 from prunepass import report as reports
-from prunepass.errors import PipelineError
 from prunepass.graph import Graph
 from prunepass.job import Job, Result
 from prunepass.manager import Pipeline, Progress, Timing
@@ -73,9 +72,6 @@ def prune(
         output: the pruned model. Nothing is written when anything fails.
     Raises
         PruneError: bad model, data, option, or budget. VerifyError: the pruned and the masked model differ.
-
-    Example
-        result = prunepass.prune("model.onnx", ratio=0.5, output="small.onnx")
     """
     amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
     how = {"criterion": criterion, "scope": scope, "align": align, **(running or {})}
