@@ -419,9 +419,19 @@ def test_max_drop_refuses_what_cannot_be_reached() -> None:
 
     with pytest.raises(BudgetError, match=r"drops by at most 1.00%; the nearest of \d tries keeps .* drops by 50.00%"):
         prunepass.prune(DIGITS, metric=only_the_dense, max_drop=0.01)
-    with pytest.raises(PruneError, match="max_drop needs data or a metric"):
-        prunepass.prune(DIGITS, max_drop=0.01)
-    with pytest.raises(PruneError, match="does not go with a pipeline"):
-        prunepass.prune(DIGITS, metric=accuracy, max_drop=0.01, pipeline="clean")
-    with pytest.raises(PruneError, match="max_drop=1 must be at least 0 and below 1"):
-        prunepass.prune(DIGITS, metric=accuracy, max_drop=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": None}, "max_drop needs data or a metric"),
+        ({"pipeline": "clean"}, "max_drop chooses the amount; it does not go with a pipeline"),
+        ({"max_drop": 1}, "max_drop=1 must be at least 0 and below 1"),
+        ({"lossless": True}, "lossless removes what it can"),
+        ({"macs": "3M"}, "max_drop searches by one amount, a share of the source"),
+        ({"macs": 0.5, "params": 0.5}, "max_drop searches by one amount, a share of the source"),
+    ],
+)
+def test_max_drop_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PruneError, match=message):
+        prunepass.prune(DIGITS, **{"metric": accuracy, "max_drop": 0.01, **options})
