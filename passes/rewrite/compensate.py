@@ -47,7 +47,7 @@ class Compensate(Rewrite):
         if facts.cuts[-1].lossless:
             raise UnsupportedError("compensate: the last cut was a lossless one; put fold-zero-filters behind it")
         teacher = Teacher(facts.cuts)
-        batches = calibration(facts)
+        batches, _ = calibration(facts).parted()
         if flat(batches, facts.source):
             note = "the data are one value throughout: no weight was refitted; give typical inputs"
             facts.recovery.append({**self._entry(batches), "kept": False, "note": note})

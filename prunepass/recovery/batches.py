@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ MOST_PER_BATCH = 32
 MOST_USED = 4096
 """Samples; more hardly help, and cost as much again."""
 HELD_BACK = 5
+"""Every so many batches of those that are fitted, one is for choices; with fewer, none is for judging."""
+JUDGED = 6
 """Every so many batches, one is for judging."""
 DRAWN = 64
 """Samples that are drawn where no data are given."""
@@ -42,8 +44,19 @@ class Batches:
     drawn: bool = False
 
     def held_back(self, batch: int) -> bool:
-        """Say whether a batch is for judging, not for fitting: every fifth; none where there are fewer."""
+        """Say whether a batch is for choices, not for fitting: every fifth; none where there are fewer."""
         return len(self.feeds) >= HELD_BACK and batch % HELD_BACK == HELD_BACK - 1
+
+    def judged(self, batch: int) -> bool:
+        """Say whether a batch is for judging the refitted model, and takes no part in it; none where there are few."""
+        return len(self.feeds) >= HELD_BACK and batch % JUDGED == HELD_BACK - 1
+
+    def parted(self) -> tuple[Batches, Batches]:
+        """Return what to fit to, and what to judge on."""
+        judged = tuple(feeds for at, feeds in enumerate(self.feeds) if self.judged(at))
+        fitted = tuple(feeds for at, feeds in enumerate(self.feeds) if not self.judged(at))
+        share = self.samples * len(judged) // max(1, len(self.feeds))
+        return replace(self, feeds=fitted, samples=self.samples - share), replace(self, feeds=judged, samples=share)
 
     def first(self, count: int) -> Batches:
         """Return the first batches, of about `count` samples."""

@@ -42,9 +42,9 @@ def judging_batches(facts: Facts) -> Batches:
     """Return what models are judged on: held-back data; drawn inputs where none are held back or all are the same."""
     context = facts.context
     given = None if context.calibration is None and context.data is None else calibration(facts)
-    held = () if given is None else tuple(feeds for at, feeds in enumerate(given.feeds) if given.held_back(at))
-    if given is not None and held and varies(given, facts.source):
-        return Batches(held, max(len(held), given.samples * len(held) // len(given.feeds)), given.drawn)
+    held = None if given is None else given.parted()[1]
+    if given is not None and held is not None and held.feeds and varies(given, facts.source):
+        return held
     return drawn(facts.source, facts.get("shapes").shape, facts.context.seed)
 
 
