@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from prunepass import inputs
 from prunepass import report as reports
-from prunepass.errors import PipelineError
 from prunepass.graph import Graph
 from prunepass.job import Job, Result
 from prunepass.manager import Pipeline, Progress, Timing
-from prunepass.options import format_value
+from prunepass.request import Request, carry_out
 
 if TYPE_CHECKING:
     from prunepass.budgets import Amount
@@ -25,43 +22,7 @@ if TYPE_CHECKING:
     from prunepass.explain import Explanation
     from prunepass.files import Source
     from prunepass.plan import Plan
-
-DEFAULT_RATIO = 0.3
-LOSSLESS = "canonicalize{thorough=true},fold-batchnorm,fold-zero-filters,clean"
-"""What `lossless` runs: the result computes what the source computes, on any input."""
-CPU = "CPUExecutionProvider"
-
-
-def default_pipeline(
-    ratio: float | None = None,
-    *,
-    macs: Amount | None = None,
-    params: Amount | None = None,
-    bytes: Amount | None = None,
-    ram: Amount | None = None,
-    latency: Amount | None = None,
-    criterion: str = "l2",
-    scope: str = "global",
-    align: int = 8,
-    threads: int = 1,
-    batch: int = 1,
-    provider: str = CPU,
-) -> str:
-    """Return the text of the main job: `canonicalize,select{...},slice-channels,clean`.
-
-    Raises
-        PipelineError: a ratio and a budget are given.
-    """
-    amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
-    given: dict[str, Any] = {name: value for name, value in amounts.items() if value is not None}
-    if "ratio" in given and len(given) > 1:
-        raise PipelineError(f"{' and '.join(given)} do not go together; give the ratio or budgets")
-    given = given or {"ratio": DEFAULT_RATIO}
-    given |= {"criterion": criterion, "scope": scope, "align": align}
-    measuring = {"threads": (threads, 1), "batch": (batch, 1), "provider": (provider, CPU)}
-    given |= {name: value for name, (value, usual) in measuring.items() if value != usual}
-    options = " ".join(f"{name}={format_value(value)}" for name, value in given.items())
-    return f"canonicalize,select{{{options}}},slice-channels,clean"
+    from prunepass.quality import Metric
 
 
 def prune(
@@ -73,14 +34,17 @@ def prune(
     bytes: Amount | None = None,
     ram: Amount | None = None,
     latency: Amount | None = None,
-    criterion: str = "l2",
+    criterion: str | None = None,
     scope: str = "global",
     align: int = 8,
     lossless: bool = False,
     running: Mapping[str, Any] | None = None,
     keep: str | Iterable[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
-    data: Mapping[str, np.ndarray] | None = None,
+    data: inputs.Data | None = None,
+    metric: Metric | None = None,
+    recover: bool = True,
+    max_drop: float | None = None,
     seed: int = 0,
     pipeline: str | Pipeline | None = None,
     verify: bool = True,
@@ -96,49 +60,31 @@ def prune(
         at their peak), latency: what may stay, as a share of the source, 0 < share <= 1, or as an amount ("120M",
         "256KB", "8ms"); all must hold. align: kept channels are a multiple of it. running: how latency is measured in
         onnxruntime: threads, batch, provider, folder for times (cache). lossless: remove only what changes no output.
+        max_drop: share of the metric, or of the agreement of the outputs, that may be lost: find the smallest model, by
+        MACs or by the one amount that is given, the least to try.
 
     Reads
         model: a path, bytes, an onnx.ModelProto, or a Graph; it is not changed. keep: regular expressions for names
-        that stay whole. shapes: by input name, for dynamic axes. data: arrays by input name, used to verify. pipeline:
-        passes to run instead of the default ones; criterion, scope, align and the amounts are then its own options.
-
+        that stay whole. shapes: by input name, for dynamic axes. data: typical inputs, to refit the weights to (if
+        `recover`) and to verify on; metric: measures quality; for both see docs/recovery.md. pipeline: passes to run
+        instead of the default ones; criterion, scope, align and the amounts are then its own options.
     Writes
-        output: the pruned model, if a path is given. Nothing is written when anything fails.
-
+        output: the pruned model. Nothing is written when anything fails.
     Raises
-        PruneError: bad model, option, or budget. VerifyError: the pruned and the masked model differ.
-
-    Example
-        prunepass.prune("model.onnx", ratio=0.5, output="small.onnx").report["certificate"]["max_abs"]
+        PruneError: bad model, data, option, or budget. VerifyError: the pruned and the masked model differ.
     """
     amounts = {"ratio": ratio, "macs": macs, "params": params, "bytes": bytes, "ram": ram, "latency": latency}
     how = {"criterion": criterion, "scope": scope, "align": align, **(running or {})}
     cache = how.pop("cache", "")
-    chosen = _chosen(pipeline, amounts, how, lossless)
+    request = Request(amounts, how, None if pipeline is None else str(pipeline), lossless, max_drop)
     if output is not None:
         inputs.check_outputs([Path(output)], source_paths(model), force)
     job = Job.open(model, keep, shapes, data, seed, progress)
     job.context.cache = os.fspath(cache)
-    chosen.run_on(job.facts, verify_each=verify_each)
-    result = job.finish(verify, {"pipeline": str(chosen), "keep": list(job.context.keep)})
+    result = carry_out(job, request, metric, recover, verify, verify_each)
     if output is not None:
         result.save(output, force=force)
     return result
-
-
-def _chosen(
-    pipeline: str | Pipeline | None, amounts: Mapping[str, Any], how: Mapping[str, Any], lossless: bool
-) -> Pipeline:
-    """Return the pipeline that is given, or the default one with these options."""
-    given = any(value is not None for value in amounts.values())
-    if lossless and (pipeline is not None or given):
-        raise PipelineError("lossless removes what it can; it goes with no amount and no pipeline")
-    text = LOSSLESS if lossless else default_pipeline(**amounts, **how)
-    if pipeline is None:
-        return Pipeline.parse(text)
-    if given:
-        raise PipelineError("a pipeline has its own amounts; give them to its select pass")
-    return Pipeline.parse(str(pipeline))
 
 
 def apply(
@@ -147,7 +93,7 @@ def apply(
     *,
     ephemeral: bool = False,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    data: Mapping[str, np.ndarray] | None = None,
+    data: inputs.Data | None = None,
     seed: int = 0,
     verify: bool = True,
     output: str | os.PathLike[str] | None = None,

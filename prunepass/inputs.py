@@ -7,14 +7,14 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from prunepass import feeds, wire
+from prunepass import feeds, users, wire
 from prunepass.errors import ModelError, PipelineError
 from prunepass.files import load
 from prunepass.graph import Graph
@@ -22,7 +22,11 @@ from prunepass.options import suggest
 
 if TYPE_CHECKING:
     from prunepass.files import Source
+    from prunepass.recovery.batches import Batches
 
+Arrays: TypeAlias = "Mapping[str, np.ndarray]"
+Data: TypeAlias = "Arrays | Iterable[Arrays] | Callable[[], Arrays | Iterable[Arrays]]"
+"""Arrays by input name; or what yields such batches, or a function that returns either."""
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +87,7 @@ def read_data(path: Path) -> dict[str, np.ndarray]:
         raise ModelError(f"'{path}' is no .npz file of plain arrays: {error}") from error
 
 
-def check_data(graph: Graph, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def check_data(graph: Graph, data: Mapping[str, np.ndarray], where: str = "the data") -> dict[str, np.ndarray]:
     """Return one array per model input, in its element type; other arrays, such as labels, are left out.
 
     Raises
@@ -92,7 +96,25 @@ def check_data(graph: Graph, data: Mapping[str, np.ndarray]) -> dict[str, np.nda
     unused = [name for name in data if name not in graph.input_names]
     if unused:
         log.info("data: no input is called %s; not used", ", ".join(unused))
-    return feeds.check_data({name: data[name] for name in data if name not in unused}, graph)
+    return feeds.check_data({name: data[name] for name in data if name not in unused}, graph, where)
+
+
+def take_data(graph: Graph, data: Data) -> tuple[dict[str, np.ndarray], Batches]:
+    """Return checked arrays to verify with, and all data as batches.
+
+    Raises
+        ModelError: the data do not fit, or what yields them fails.
+    """
+    from prunepass.recovery.batches import first_runs, from_arrays, from_dicts
+
+    found: Any = data
+    if callable(found) and not isinstance(found, Mapping):
+        found = users.call(found, "data")
+    if isinstance(found, Mapping):
+        checked = check_data(graph, found)
+        return checked, from_arrays(checked, graph)
+    batches = from_dicts(users.items(found, "data"), graph)
+    return first_runs(batches, graph, 1)[0], batches
 
 
 def check_shapes(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from prunepass import inputs
@@ -22,6 +21,7 @@ from prunepass.manager import Context, Facts, Progress, Timing
 if TYPE_CHECKING:
     from prunepass.files import Source
     from prunepass.plan import Plan
+    from prunepass.quality import Judge
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Job:
         model: Source,
         keep: str | Iterable[str],
         shapes: Mapping[str, Sequence[int]] | None,
-        data: Mapping[str, np.ndarray] | None,
+        data: inputs.Data | None,
         seed: int,
         progress: Progress | None,
     ) -> Job:
@@ -72,7 +72,9 @@ class Job:
         graph, origin = inputs.open_model(model)
         context.source_sha256, context.source_bytes = origin.sha256, origin.size_bytes
         context.shapes = inputs.check_shapes(graph, shapes or {})
-        context.data = None if data is None else inputs.check_data(graph, data)
+        if data is not None:
+            context.tell("data", 0, 1)
+            context.data, context.calibration = inputs.take_data(graph, data)
         return cls(origin, Facts(graph, context), Timing("load", time.perf_counter() - start))
 
     @property
@@ -89,8 +91,8 @@ class Job:
         """Return the time of everything so far."""
         return [self.load, *self.facts.timing]
 
-    def finish(self, verify: bool, options: dict[str, Any]) -> Result:
-        """Certify what the passes made and report on it.
+    def finish(self, verify: bool, options: dict[str, Any], judge: Judge | None = None) -> Result:
+        """Certify what the passes made, judge it if that is asked for, and report on it.
 
         Raises
             VerifyError: the pruned and the masked model differ.
@@ -98,6 +100,11 @@ class Job:
         if verify:
             self.context.tell("verify", 0, 1)
         certificate = self.facts.get("verify") if verify else None
+        quality = None
+        if judge is not None:
+            self.context.tell("judge", 0, 1)
+            with self.facts.timed("judge"):
+                quality = judge.report(self.facts)
         with self.facts.timed("report"):
             found = self._figures()
         report = {
@@ -105,6 +112,8 @@ class Job:
             **found,
             **self._measured(),
             "certificate": reports.certificate(certificate),
+            "quality": quality,
+            "recovery": self.facts.recovery,
             "options": {**options, "seed": self.context.seed, "verify": verify, "shapes": self.context.shapes},
             "timing": reports.timing(self.stages()),
             "versions": reports.versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import time
@@ -101,8 +102,8 @@ class Facts:
     """Answer what the analyses know about one graph: computed on demand, kept until a rewrite invalidates it.
 
     source: the graph as it was at the start. plan: what select decided, for the pass that carries it out, which then
-    clears it; last_plan stays. cuts: what was carried out. first: the first fact that each analysis gave, and the
-    graph it is true of. timing: one entry per run of a pass or analysis.
+    clears it; last_plan stays. cuts: what was carried out. pruned: the graph before its weights were refitted. first:
+    the first fact that each analysis gave, and the graph it is true of. timing: one entry per run of a pass or fact.
     """
 
     def __init__(self, graph: Graph, context: Context | None = None) -> None:
@@ -114,10 +115,19 @@ class Facts:
         self.cuts: list[Cut] = []
         self.timing: list[Timing] = []
         self.recovery: list[dict[str, Any]] = []
+        self.pruned: Graph | None = None
         self.first: dict[str, tuple[Graph, Any]] = {}
         self._cache: dict[Analysis, Any] = {}
         self._running: list[Analysis] = []
         self._nested: list[float] = []
+
+    def fork(self) -> Facts:
+        """Return facts of a copy of the graph, to go on in several ways; what is known and the timing are shared."""
+        twin = copy.copy(self)
+        twin.graph = self.graph.copy()
+        twin.cuts, twin.recovery = list(self.cuts), list(self.recovery)
+        twin.first, twin._cache = dict(self.first), dict(self._cache)
+        return twin
 
     @property
     def plan(self) -> Plan | None:

@@ -21,16 +21,17 @@ from prunepass.binding import declared
 from prunepass.compare import Tally, is_finite
 from prunepass.ephemeral import mask_graph
 from prunepass.errors import PruneError, VerifyError
-from prunepass.feeds import random_inputs, split_data
+from prunepass.feeds import random_inputs
 from prunepass.graph import Graph
 from prunepass.manager import Context, Cut, Facts
+from prunepass.recovery.batches import trial_runs
 from prunepass.runtime import Feeds, Optimise, Session, seed_random_nodes, session
 from prunepass.stepwise import Finding, Pair, compare_nodes
 
 Outputs = dict[str, np.ndarray]
 TRIALS = 3
 MOST_SAMPLES = 16
-"""Of given data whose batch axis is fixed: more are not run."""
+"""Of given data: more are not run."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,8 @@ class _Report:
 def _trials(source: Graph, cuts: Sequence[Cut], context: Context) -> tuple[list[Feeds], Feeds | None, list[str]]:
     """Given inputs if there are any, else random ones from different seeds, the last with two samples if it can be."""
     if context.data is not None:
-        samples = split_data(context.data, source)
-        left = len(samples) - MOST_SAMPLES
-        return samples[:MOST_SAMPLES], None, [f"{left} more samples of the data were not run"] if left > 0 else []
+        chosen, left = trial_runs(context.data, context.calibration, source, MOST_SAMPLES)
+        return chosen, None, [f"the other {left} samples of the data were not compared"] if left > 0 else []
     coupling = cuts[0].plan.coupling if cuts else None
     known = coupling.shapes if coupling else Facts(source, context).get("shapes").shape
     shapes = {name: tuple(known[name]) for name in source.input_names if name in known}

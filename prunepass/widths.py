@@ -12,8 +12,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 
+from prunepass.allocation import given_back
 from prunepass.budgets import Budgets
-from prunepass.selection import Event, removed_by
+from prunepass.selection import NEAR, Event, removed_by
 
 _SAVES_NOTHING = 1e-12
 _EXCHANGES, _TRIES = 200, 12
@@ -47,7 +48,10 @@ def spend(order: Sequence[Event], fixed: Sequence[Event], budgets: Budgets, n_un
         return budgets.used(removed_by([*fixed, *events], n_units))
 
     chosen = allocate(list(groups.values()), 1.0, used)
-    return list(order) if chosen is None else chosen
+    if chosen is None:
+        return list(order)
+    removed = removed_by([*fixed, *chosen], n_units)
+    return chosen if budgets.used(removed) >= 1 - NEAR else given_back(chosen, budgets, removed)
 
 
 class _State:

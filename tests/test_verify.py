@@ -169,7 +169,7 @@ def test_given_data_is_used() -> None:
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     many = {"image": np.zeros((20, 3, 8, 8), np.float32)}
     found = certificate(cut(fixed, data=many))
-    assert (found.inputs, found.notes) == (16, ("4 more samples of the data were not run",))
+    assert (found.inputs, found.notes) == (16, ("the other 4 samples of the data were not compared",))
 
 
 def test_a_source_that_cannot_run_is_not_a_failed_certificate() -> None:

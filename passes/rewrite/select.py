@@ -49,7 +49,7 @@ class Select(Rewrite):
     """
 
     name = "select"
-    keeps = ("shapes", "coupling", "importance", "cost")
+    keeps = ("shapes", "coupling", "importance", "cost", "errors")
     idempotent = False
 
     ratio: float | None = None

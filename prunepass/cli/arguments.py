@@ -70,8 +70,11 @@ def prune_parser() -> Parser:
     which.add_argument("--scope", metavar="S", help="what is ranked together, see --list (default: global)")
     which.add_argument("--align", metavar="N", type=positive, help="keep multiples of N channels (default: 8)")
     which.add_argument("--keep", metavar="REGEX", type=regex, action="append", default=[], help="keep what it matches")
+    which.add_argument("--max-drop", metavar="P", type=share, help="find the smallest model that loses no more: 1%%")
     which.add_argument("-p", "--pipeline", metavar="PIPELINE", help="the passes to run instead of the default ones")
     add_run_options(parser)
+    parser.add_argument("--metric", metavar="M:F", help="measure quality by function F of module M; larger is better")
+    parser.add_argument("--no-recover", action="store_true", help="use --data to verify only, refit no weights")
     parser.add_argument("--report", metavar="FILE.json", type=Path, help="write the report")
     parser.add_argument("--plan", metavar="FILE.json", type=Path, help="write the plan: what was removed, by index")
     parser.add_argument("--time", action="store_true", help="print the time of every pass and analysis")
@@ -114,7 +117,8 @@ def apply_parser() -> Parser:
 def add_run_options(parser: Parser) -> None:
     """Add what the jobs that write a model share."""
     add_shape(parser)
-    parser.add_argument("--data", metavar="FILE.npz", type=Path, help="arrays named after the inputs, used to verify")
+    text = "typical inputs, to refit weights and to verify: arrays by input name; or M:F, a function that yields dicts"
+    parser.add_argument("--data", metavar="FILE.npz", help=text)
     parser.add_argument("--seed", metavar="N", type=natural, default=0, help="seed of every random choice (default: 0)")
     parser.add_argument("--no-verify", action="store_true", help="write the result without checking it")
     parser.add_argument("--force", action="store_true", help="allow an output that is the input")
@@ -138,9 +142,14 @@ def check_prune(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse options of the main job that do not go together."""
     if args.model is None:
         parser.error("the model file is missing")
-    given = [name for name in SELECTION if getattr(args, name) is not None]
+    if args.max_drop is not None and args.data is None and args.metric is None:
+        parser.error("--max-drop needs --data or --metric to judge by")
+    if args.pipeline is not None and args.no_recover:
+        parser.error("--no-recover does not go with --pipeline; leave compensate out of the text")
+    given = [name for name in (*SELECTION, "max_drop") if getattr(args, name) is not None]
     if args.lossless and (args.pipeline is not None or given):
-        parser.error(f"--{'pipeline' if args.pipeline is not None else given[0]} does not go with --lossless")
+        name = "pipeline" if args.pipeline is not None else given[0].replace("_", "-")
+        parser.error(f"--{name} does not go with --lossless")
     budgets = [name for name in BUDGETS if name in given]
     if args.ratio is not None and budgets:
         parser.error(f"argument --{budgets[0]}: not allowed with argument --ratio")
@@ -150,7 +159,20 @@ def check_prune(parser: Parser, args: argparse.Namespace) -> None:
     elif how and args.latency is None:
         parser.error(f"--{how[0]} says how --latency is measured; give --latency, too")
     if args.pipeline is not None and given:
+        if given == ["max_drop"]:
+            parser.error("--max-drop does not go with --pipeline; it chooses the amount")
         parser.error(f"--{given[0]} does not go with --pipeline; write it in the text, as in select{{{given[0]}=...}}")
+
+
+def share(text: str) -> float:
+    """Read a share, also in per cent."""
+    rule = "a share from 0 to below 1 is expected, as in 1% or 0.01"
+    percent = text.endswith("%")
+    try:
+        found = number(text.rstrip("%"), lambda p: 0 <= p < (100 if percent else 1), rule)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' does not fit: {rule}") from None
+    return found / 100 if percent else found
 
 
 def ratio(text: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prunepass import api, inputs
+from prunepass import api, inputs, users
 from prunepass.cli import costs, inspection, show
 from prunepass.cli.arguments import MEASURING, SELECTION
 from prunepass.cli.catalogue import catalogue
@@ -37,6 +37,9 @@ def prune(args: argparse.Namespace) -> None:
             lossless=args.lossless,
             keep=args.keep,
             running={name: value for name in MEASURING if (value := getattr(args, name)) is not None},
+            metric=None if args.metric is None else users.find_function(args.metric, "metric"),
+            recover=not args.no_recover,
+            max_drop=args.max_drop,
             seed=args.seed,
             pipeline=args.pipeline,
             verify_each=args.verify_each,
@@ -109,12 +112,18 @@ def _check_words(args: argparse.Namespace) -> None:
 
 
 def _sources(args: argparse.Namespace) -> list[Path]:
-    return [Path(args.model), *([args.data] if args.data else [])]
+    return [Path(args.model), *([Path(args.data)] if args.data and not users.names_function(args.data) else [])]
 
 
 def _shared(args: argparse.Namespace) -> dict[str, Any]:
-    data = inputs.read_data(args.data) if args.data else None
-    return {"shapes": dict(args.shape), "data": data, "verify": not args.no_verify}
+    return {"shapes": dict(args.shape), "data": _data(args.data), "verify": not args.no_verify}
+
+
+def _data(text: str | None) -> inputs.Data | None:
+    """Return the arrays of a file, or the user's function."""
+    if text is None:
+        return None
+    return users.find_function(text, "data") if users.names_function(text) else inputs.read_data(Path(text))
 
 
 def _bar(args: argparse.Namespace) -> show.Bar:

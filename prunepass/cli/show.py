@@ -12,7 +12,7 @@ from rich.table import Table
 
 SHOWN_NAME = 36  # characters
 NUMERIC = frozenset(
-    ("before", "after", "left", "seconds", "changes", "units", "sites", "parameters", "MACs", "bytes", "RAM", "traffic")
+    "before after left seconds changes units sites parameters MACs bytes RAM traffic dense pruned recovered".split()
 )
 QUANTITIES = (
     ("params", "parameters"),
@@ -58,6 +58,12 @@ def show_report(console: Console, report: dict[str, Any], output: str, detail: b
         before, after = report["before"][key], report["after"][key]
         rows.add_row(title, count(before), count(after), _share(after, before))
     console.print(rows)
+    if report["quality"] is not None:
+        show_quality(console, report["quality"])
+    for entry in report["recovery"]:
+        line(console, "recovery", recovery_text(entry))
+    if "search" in report:
+        line(console, "search", search_text(report["search"]))
     if "latency" in report:
         line(console, "latency", latency_text(report["latency"]))
     line(console, "certificate", certificate_text(report["certificate"]))
@@ -68,6 +74,38 @@ def show_report(console: Console, report: dict[str, Any], output: str, detail: b
     if detail:
         show_times(console, report["timing"]["stages"])
     line(console, "written", output)
+
+
+def show_quality(console: Console, quality: dict[str, Any]) -> None:
+    """Print what the model is worth, next to the dense one."""
+    columns = [name for name in ("pruned", "recovered") if name in quality["output_error"]]
+    rows = table("quality", "dense", *columns)
+    rows.add_row("output error", "0", *(_number(quality["output_error"][name]) for name in columns))
+    if quality["agreement"] is not None:
+        rows.add_row("agreement", "100.0%", *(f"{quality['agreement'][name]:.1%}" for name in columns))
+    if (metric := quality["metric"]) is not None:
+        rows.add_row(escape(metric["name"]), *(_number(metric[name]) for name in ("dense", *columns)))
+    console.print(rows)
+    judged = quality["judged_on"]
+    kind = "drawn inputs, for want of others" if judged["drawn"] else "samples that were held back"
+    line(console, "judged on", f"{judged['samples']} {kind}")
+
+
+def recovery_text(entry: dict[str, Any]) -> str:
+    """Say in one line what was refitted."""
+    if entry["note"]:
+        return str(entry["note"])
+    done = sum(layer["method"] != "kept" for layer in entry["layers"])
+    return f"{done} of {len(entry['layers'])} layers refitted to {entry['samples']} samples"
+
+
+def search_text(search: dict[str, Any]) -> str:
+    """Say in one line what was found within the drop that is allowed."""
+    good = [t for t in search["trials"] if t["drop"] is not None and t["drop"] <= search["most_drop"]]
+    best = min(good, key=lambda trial: trial["kept"])
+    amount = f"{search['by']} {1 - best['kept'] if search['by'] == 'ratio' else best['kept']:.4g}"
+    found = f"{search['quality']} {best['quality']:.4f}, {_drop(best['drop'])}"
+    return f"{amount} after {len(search['trials'])} tries: {found}"
 
 
 def certificate_text(certificate: dict[str, Any]) -> str:
@@ -127,6 +165,14 @@ def count(value: int | None) -> str:
 
 def _share(after: int | None, before: int | None) -> str:
     return f"{after / before:.1%}" if after is not None and before else ""
+
+
+def _drop(drop: float) -> str:
+    return f"{drop:.2%} lost" if drop > 0 else "nothing lost"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _small(value: float | None) -> str:

@@ -99,15 +99,27 @@ class Moments:
         if centre:
             self.x = sum((b.sum(axis=1, dtype=np.float64) for b in rows.x), self.x) / n
             self.y = sum((b.sum(axis=1) for b in rows.y), self.y) / n
-        self.xx, self.xy = np.zeros((groups, features, features)), np.zeros((groups, features, outputs))
-        for x, y in zip(rows.x, rows.y):
-            x = x - self.x[:, None]
-            self.xx += x.transpose(0, 2, 1) @ x
-            self.xy += x.transpose(0, 2, 1) @ (y - self.y[:, None])
-        self.xx /= n
+        self.rows = rows.n < features
+        self.xy = np.zeros((groups, features, outputs))
+        if self.rows:
+            self.xx = np.concatenate(rows.x, axis=1).astype(np.float64) - self.x[:, None]
+            self.xy += self.xx.transpose(0, 2, 1) @ (np.concatenate(list(rows.y), axis=1) - self.y[:, None])
+            self.scale = np.square(self.xx).sum(axis=(1, 2)) / n / features
+        else:
+            self.xx = np.zeros((groups, features, features))
+            for x, y in zip(rows.x, rows.y):
+                x = x - self.x[:, None]
+                self.xx += x.transpose(0, 2, 1) @ x
+                self.xy += x.transpose(0, 2, 1) @ (y - self.y[:, None])
+            self.xx /= n
+            self.scale = np.trace(self.xx, axis1=1, axis2=2) / features
         self.xy /= n
-        self.scale = np.trace(self.xx, axis1=1, axis2=2) / features
-        self.rounding = _ROUNDING * (self.scale + np.square(self.x).mean(axis=1))
+
+    def applied(self, weight: np.ndarray) -> np.ndarray:
+        """Return the covariance of the features times a weight."""
+        if self.rows:
+            return np.asarray(self.xx.transpose(0, 2, 1) @ (self.xx @ weight) / self.xx.shape[1])
+        return np.asarray(self.xx @ weight)
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ class Regression:
             ridge: in multiples of the mean variance of the features.
         """
         m = self.moments
-        weight = self.start + self._applied(ridge, m.xy - m.xx @ self.start)
+        weight = self.start + self._applied(ridge, m.xy - m.applied(self.start))
         return weight, self._intercept(weight)
 
     def bent(self, weight: np.ndarray, bias: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
@@ -173,11 +185,18 @@ class Regression:
 
     def _applied(self, ridge: float, right: np.ndarray) -> np.ndarray:
         """Return (XX + ridge)^-1 right; inverses are fine here, since the ridge keeps the matrix well away from 0."""
+        m = self.moments
+        shifts = np.where(ridge * m.scale > 0, ridge * m.scale, 1.0)
+        if not m.rows:
+            return self._solved(m.xx, ridge, shifts, right)
+        turned, n = m.xx.transpose(0, 2, 1), m.xx.shape[1]
+        inner = self._solved(m.xx @ turned / n, ridge, shifts, m.xx @ right)  # Woodbury's identity
+        return np.asarray((right - turned @ inner / n) / shifts[:, None, None])
+
+    def _solved(self, matrix: np.ndarray, ridge: float, shifts: np.ndarray, right: np.ndarray) -> np.ndarray:
         if self._inverse is None or self._inverse[0] != ridge:
-            shifts = np.maximum(ridge * self.moments.scale, self.moments.rounding)
-            matrix = self.moments.xx.copy()
-            step = matrix.shape[1] + 1
-            matrix.reshape(len(matrix), -1)[:, ::step] += np.where(shifts > 0, shifts, 1.0)[:, None]
+            matrix = matrix.copy()
+            matrix.reshape(len(matrix), -1)[:, :: matrix.shape[1] + 1] += shifts[:, None]
             large = matrix.shape[1] > _SMALL
             known = [cho_factor(m, check_finite=False) for m in matrix] if large else np.linalg.inv(matrix)
             self._inverse = ridge, known
