@@ -1,7 +1,7 @@
 """What an error in a layer does to the output of the network: noise is added there, and the output compared.
 
-Half of the noise is the layer's own output for another sample, centred: it has the covariance of real activations, in
-space too. White noise alone would vanish in the next pool, which errors of pruning do not. The other half is white.
+The noise is the layer's own output for another sample, centred: it has the covariance of real activations, in space
+too. White noise would vanish in the next pool, which errors of pruning do not.
 
 Source
     This project. Where OBS-like methods take a second derivative of the loss, this takes one more forward pass.
@@ -92,7 +92,7 @@ def _noise(plain: np.ndarray, before: np.ndarray | None, rng: np.random.Generato
         other = before if before is not None and before.shape == plain.shape else plain[..., ::-1]
         alike = other.astype(np.float64) - other.mean(dtype=np.float64)
     spread = float(np.sqrt(np.square(alike).mean()))
-    return white if spread == 0 else math.sqrt(0.5) * (white + alike / spread)
+    return white if spread == 0 else alike / spread
 
 
 def _power(value: np.ndarray) -> float:
