@@ -7,8 +7,8 @@ from itertools import accumulate, pairwise, product
 import numpy as np
 import pytest
 
-from prunepass.allocation import _convex, allocate, total_error
 from prunepass.selection import Event
+from prunepass.widths import _convex, allocate
 
 
 def curves(keys, sizes=None):
@@ -30,6 +30,11 @@ def widths(events, full):
     for event in events:
         left[event.group] -= event.units.size
     return left
+
+
+def total_error(events):
+    """Return the predicted error of a choice."""
+    return sum(event.key * event.units.size for event in events)
 
 
 def chain(full):
@@ -71,8 +76,8 @@ def test_as_good_as_every_choice_tried(seed, sizes):
         assert cost(chosen) <= limit
         excess.append(total_error(chosen) / best - 1 if best else 0.0)
         assert excess[-1] >= -1e-9
-        assert excess[-1] < 0.4
-    assert np.mean(excess) < 0.12
+        assert excess[-1] < 0.3
+    assert np.mean(excess) < 0.08
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -100,12 +105,12 @@ def test_more_budget_never_costs_more_error():
         ([[1, 2], [1, 2]], 15 * 4 + 100, []),  # nothing has to go
         ([[], []], 10, None),  # nothing can go
         ([[1, 2], [1, 2]], 5, None),  # not enough can
-        ([[1, 9], [2, 3]], 38, [(0, 1.0)]),
-        ([[9, 9], [1, 1]], 36, [(1, 1.0)]),
+        ([[1, 9], [2, 3]], 41, [(0, 1.0)]),
+        ([[9, 9], [1, 1]], 40, [(1, 1.0)]),
     ],
 )
 def test_by_hand(keys, limit, expected):
-    """Two layers of width 4: 3 * 4 + 4 * 4 + 4 * 5 = 48, 12 - 3 + ... of a narrower one."""
+    """Two layers of width 4 cost 48; 41 where the first is narrower by one, 39 where the second is."""
     chosen = allocate(curves(keys), limit, chain([4, 4]))
     assert (chosen if chosen is None else [(event.group, event.key) for event in chosen]) == expected
 
