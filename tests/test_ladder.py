@@ -40,7 +40,6 @@ def accuracy(digits, ratio, criterion, *recovery):
 
 def test_every_rung_is_better_than_the_one_below(digits):
     found = {name: accuracy(digits, 0.5, "obs", *passes) for name, passes in RECOVERY.items()}
-    print(found)
     rungs = [found[name] for name in RECOVERY]
     assert all(below < above - 2 for below, above in pairwise(rungs)), found
     assert found["none"] < 25
@@ -49,7 +48,6 @@ def test_every_rung_is_better_than_the_one_below(digits):
 
 def test_the_selection_that_knows_of_the_refit_is_best(digits):
     found = {name: accuracy(digits, 0.6, name, "compensate") for name in ("obs", "random{{seed={seed}}}", "l2", "flap")}
-    print(found)
     assert found["obs"] == max(found.values()), found
     assert found["obs"] > 93
     assert found["obs"] > found["l2"] + 5
