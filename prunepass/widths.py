@@ -32,7 +32,7 @@ def allocate(
     if not state.descend(limit):
         return None
     state.exchange(limit)
-    return state.chosen()
+    return state.trimmed(limit)
 
 
 def spend(order: Sequence[Event], fixed: Sequence[Event], budgets: Budgets, n_units: int) -> list[Event]:
@@ -107,6 +107,19 @@ class _State:
                 self.at[group] += by
             self.spent = self._cost(self.chosen())
 
+    def trimmed(self, limit: float) -> list[Event]:
+        """Return the events so far, without those at the end of joined steps that the limit does not need."""
+        taken = [[event for step in own[:at] for event in step] for own, at in zip(self.steps, self.at)]
+        loose = [len(own[at - 1]) - 1 if at else 0 for own, at in zip(self.steps, self.at)]
+        for group in sorted(range(len(taken)), key=lambda g: -_error(taken[g][-1:])):
+            while loose[group]:
+                last = taken[group].pop()
+                if self._cost([event for own in taken for event in own]) > limit:
+                    taken[group].append(last)
+                    break
+                loose[group] -= 1
+        return [event for own in taken for event in own]
+
     def _better(self, back: Sequence[tuple[float, int]], limit: float) -> tuple[tuple[int, int], ...] | None:
         for _, group in back:
             if self._moved((group, -1)) <= limit:
@@ -130,7 +143,7 @@ def _convex(events: Sequence[Event]) -> list[list[Event]]:
     found: list[tuple[float, int, list[Event]]] = []
     for event in events:
         error, units, step = event.key * event.units.size, event.units.size, [event]
-        while found and found[-1][0] / found[-1][1] >= error / units and found[-1][0] > 0:
+        while found and found[-1][0] / found[-1][1] > error / units:
             before = found.pop()
             error, units, step = error + before[0], units + before[1], [*before[2], *step]
         found.append((error, units, step))

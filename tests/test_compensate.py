@@ -198,7 +198,7 @@ def test_compensation_needs_a_cut():
 
 
 # ---- whole networks --------------------------------------------------------------------------------------------------
-def network(digits, elem_type=TensorProto.FLOAT, samples=96):
+def network(digits, samples=48):
     """Return facts of the digits network with its normalisation folded, and fresh images."""
     facts = start(load(DIGITS), {"image": digits["calibration"][:samples]})
     run(facts, "canonicalize,fold-batchnorm")

@@ -12,6 +12,10 @@ from prunepass.errors import PruneError
 from prunepass.feeds import random_inputs
 from prunepass.manager import Context, Facts
 from prunepass.recovery.batches import Batches
+from prunepass.recovery.recurrent import RecurrentRefit
+from prunepass.recovery.staged import Staged, Store
+from prunepass.recovery.teacher import Teacher
+from prunepass.rules.gates import gates
 from prunepass.runtime import session
 
 CHOICE = "canonicalize,select{ratio=0.4 align=1 scope=local},slice-channels"
@@ -196,8 +200,9 @@ def recurrent(op, direction, attrs, bias=True, initial=False):
         consts["b"] = drawn(ways, 2 * gates * hidden) * 0.3
     rest = (["b"] if bias else [""]) + (["", "start"] if initial else [])
     if initial:
-        consts["k"] = weights(5, ways * hidden)
+        consts["first"] = drawn(ways, 4, hidden)
     nodes = [
+        *([("Neg", ["first"], "start", {})] if initial else []),
         ("MatMul", ["x", "v"], "e", {}),
         ("Tanh", ["e"], "t", {}),
         (op, ["t", "w", "r", *rest], "states", {"hidden_size": hidden, "direction": direction, **attrs}),
@@ -223,7 +228,25 @@ def test_recurrent_layers_follow_the_dense_ones(op, direction, attrs, bias):
     layer = next(layer for layer in facts.recovery[0]["layers"] if layer["op"] == op)
     assert after < 0.5 * before
     assert layer["method"] == "ls"
-    assert layer["after"] < layer["before"]
+    share = 1.0 if attrs == {"linear_before_reset": 0} else 0.45 if op == "RNN" else 0.2  # its candidate gate stays
+    assert layer["after"] < share * layer["before"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("initial", [False, True])
+def test_targets_of_gates_are_what_the_dense_layer_activates(direction, initial):
+    """The states of a simple recurrent layer are Tanh of its targets, narrowed; the first state is given or 0."""
+    graph = recurrent("RNN", direction, {}, initial=initial)
+    batches = Batches(({"x": drawn(9, 4, 6)},), 1)
+    facts = cut(start(graph, {"x": drawn(9, 4, 6)}), {("v", 1): [9]}, verify=False)
+    teacher = Teacher(facts.cuts)
+    dense, pruned = (Staged(g, batches.feeds, Store(1 << 30)) for g in (teacher.graph, facts.graph))
+    layer = gates(next(node for node in facts.graph.nodes if node.op == "RNN"), facts.graph)
+    dense.need(layer.x, layer.y, *([layer.initial] if initial else []))
+    targets = RecurrentRefit(layer, facts.graph, teacher, dense, pruned, batches)._targets(0)
+    states = dense.value(layer.y, 0)
+    for way, (target,) in enumerate(targets):
+        np.testing.assert_allclose(np.tanh(target), states[:, way].reshape(36, -1), atol=1e-5)
 
 
 # ---- data that are few or useless ------------------------------------------------------------------------------------
@@ -261,7 +284,8 @@ def test_few_or_constant_images_do_no_harm(images, scale):
     fresh = {"x": np.float32(scale) * drawn(64, 3, 8, 8, seed=5)}
     before = error(graph, facts.graph, fresh)
     run(facts, "compensate")
-    assert error(graph, facts.graph, fresh) < before
+    after = error(graph, facts.graph, fresh)
+    assert after < before if images.std() else after == before
     for layer in facts.recovery[0]["layers"]:
         assert layer["method"] == "ls" or layer["note"]
         assert np.isfinite(layer["before"])

@@ -106,14 +106,14 @@ def test_all_forms_of_data_give_the_same(given: Any) -> None:
     found, first = prunepass.prune(DIGITS, macs=0.5, data=given), of_arrays()
     assert found.report["result"] == first.report["result"]
     assert found.report["before"] == first.report["before"]
-    assert found.report["recovery"][0]["samples"] == 53  # the others judge
+    assert found.report["recovery"][0]["samples"] == 59  # the others judge
     assert right(found.graph) > 0.9
 
 
 def test_large_batches_are_cut_so_that_some_samples_are_held_back() -> None:
     found = prunepass.prune(DIGITS, macs=0.5, data=lambda: [{"image": IMAGES}], verify=False)
     judged = found.report["quality"]["judged_on"]
-    assert 40 <= judged["samples"] <= 60
+    assert 20 <= judged["samples"] <= 30
     assert not judged["drawn"]
 
 
@@ -295,7 +295,7 @@ def test_a_refit_that_hurts_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> No
     assert same(facts.graph, pruned(None).graph)
     entry = facts.recovery[0]
     assert not entry["kept"]
-    assert "taken back: on 11 held-back inputs" in entry["note"]
+    assert "taken back: on 5 held-back inputs" in entry["note"]
     assert entry["after"] > entry["before"]
     facts.get("verify")
 

@@ -135,6 +135,17 @@ def test_constant_rows(value):
     np.testing.assert_allclose(x[0, :1] @ found.weight[0] + found.bias, y[:, 0], rtol=1e-6)
 
 
+def test_what_rounding_makes_of_constants_is_not_fitted():
+    rng = np.random.default_rng(0)
+    x = (1 + 1e-7 * rng.standard_normal((1, 200, 5))).astype(np.float32)
+    y = rng.standard_normal((1, 200, 2)) * 1e-3
+    start = np.zeros((1, 5, 2))
+    work = Regression(rows_of(x, y), rows_of(x, y), start, True, Flat())
+    centred = (x - x.mean(axis=1, dtype=float))[0]
+    plain = np.linalg.lstsq(centred, y[0] - y[0].mean(axis=0))[0]
+    assert np.abs(work.solve(RIDGES[0])[0]).max() < 0.3 * np.abs(plain).max()
+
+
 # ---- flat activations ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("flat", "target", "found", "aim"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate, pairwise, product
 
 import numpy as np
@@ -10,11 +9,6 @@ import pytest
 
 from prunepass.selection import Event
 from prunepass.widths import _convex, allocate
-
-
-def predicted_error(events: Sequence[Event]) -> float:
-    """Return the error that a choice is predicted to make."""
-    return float(sum(event.key * event.units.size for event in events))
 
 
 def curves(keys, sizes=None):
@@ -38,6 +32,11 @@ def widths(events, full):
     return left
 
 
+def total_error(events):
+    """Return the predicted error of a choice."""
+    return sum(event.key * event.units.size for event in events)
+
+
 def chain(full):
     """Cost of layers one after the other: each multiplies two widths."""
     return lambda events: float(sum(a * b for a, b in pairwise([3, *widths(events, full), 5])))
@@ -47,7 +46,7 @@ def brute_force(events, limit, cost):
     """Return the least error of all prefixes within the limit, None where there is none."""
     choices = product(*(range(len(own) + 1) for own in events))
     found = [[event for own, at in zip(events, choice) for event in own[:at]] for choice in choices]
-    return min((predicted_error(chosen) for chosen in found if cost(chosen) <= limit), default=None)
+    return min((total_error(chosen) for chosen in found if cost(chosen) <= limit), default=None)
 
 
 def problem(seed, steps=6, groups=3, sizes=False):
@@ -75,10 +74,10 @@ def test_as_good_as_every_choice_tried(seed, sizes):
             assert chosen is None
             continue
         assert cost(chosen) <= limit
-        excess.append(predicted_error(chosen) / best - 1 if best else 0.0)
+        excess.append(total_error(chosen) / best - 1 if best else 0.0)
         assert excess[-1] >= -1e-9
-        assert excess[-1] < 0.4
-    assert np.mean(excess) < 0.12
+        assert excess[-1] < 0.3
+    assert np.mean(excess) < 0.08
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -94,7 +93,7 @@ def test_events_happen_in_their_order(seed):
 def test_more_budget_never_costs_more_error():
     events, _, cost = problem(3, steps=10)
     limits = np.linspace(0.15, 1.0, 40) * cost([])
-    errors = [predicted_error(chosen) for limit in limits if (chosen := allocate(events, limit, cost)) is not None]
+    errors = [total_error(chosen) for limit in limits if (chosen := allocate(events, limit, cost)) is not None]
     assert len(errors) > 30
     assert errors[-1] == 0
     assert all(after <= before * 1.25 for before, after in pairwise(errors))
@@ -106,12 +105,12 @@ def test_more_budget_never_costs_more_error():
         ([[1, 2], [1, 2]], 15 * 4 + 100, []),  # nothing has to go
         ([[], []], 10, None),  # nothing can go
         ([[1, 2], [1, 2]], 5, None),  # not enough can
-        ([[1, 9], [2, 3]], 38, [(0, 1.0)]),
-        ([[9, 9], [1, 1]], 36, [(1, 1.0)]),
+        ([[1, 9], [2, 3]], 41, [(0, 1.0)]),
+        ([[9, 9], [1, 1]], 40, [(1, 1.0)]),
     ],
 )
 def test_by_hand(keys, limit, expected):
-    """Two layers of width 4: 3 * 4 + 4 * 4 + 4 * 5 = 48, 12 - 3 + ... of a narrower one."""
+    """Two layers of width 4 cost 48; 41 where the first is narrower by one, 39 where the second is."""
     chosen = allocate(curves(keys), limit, chain([4, 4]))
     assert (chosen if chosen is None else [(event.group, event.key) for event in chosen]) == expected
 
@@ -153,7 +152,7 @@ def test_curves_become_convex_and_lose_nothing(seed):
 def test_units_that_cost_no_error_go_when_the_budget_asks():
     keys = [[0, 0, 5], [0, 4, 6]]
     chosen = allocate(curves(keys), 3.0, lambda events: 6.0 - len(events))
-    assert predicted_error(chosen) == 0
+    assert total_error(chosen) == 0
 
 
 def test_same_choice_twice():

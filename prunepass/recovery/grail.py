@@ -27,12 +27,14 @@ def folded(product: Linear, teacher: Teacher, dense: Staged, batches: Batches) -
     whole = teacher.graph.consts
     if product.weight not in whole or product.y not in dense.graph.producers():
         return None
-    matrix = product.matrix(whole[product.weight].astype(np.float64))
-    kept = teacher.channels(product.x, product.axis) if len(matrix) == 1 else None
+    shape = whole.shape(product.weight)
+    kept = teacher.channels(product.x, product.axis) if product.groups(shape) == 1 else None
     if kept is None or len(teacher.masks(product.x)) > 1:
         return None
+    matrix, taps = product.matrix(whole[product.weight].astype(np.float64)), product.taps(shape)
+    if matrix.shape[1] != kept.size * taps:
+        return None  # it had several groups before
     outputs = teacher.channels(product.y, product.axis)
-    taps = product.taps(whole.shape(product.weight))
     dense.need(product.x)
     gram = _gram(product, dense, len(batches.feeds))
     dense.release(product.x)

@@ -85,7 +85,7 @@ class Flat:
 
 
 class Moments:
-    """Hold means and covariances of rows.
+    """Hold means and covariances of rows; with less rows than features, the centred rows themselves as `xx`.
 
     Shapes
         x: (groups, features). y: (groups, outputs). xx: (groups, features, features). xy: (groups, features, outputs).
@@ -114,6 +114,7 @@ class Moments:
             self.xx /= n
             self.scale = np.trace(self.xx, axis1=1, axis2=2) / features
         self.xy /= n
+        self.rounding = _ROUNDING * (self.scale + np.square(self.x).mean(axis=1))
 
     def applied(self, weight: np.ndarray) -> np.ndarray:
         """Return the covariance of the features times a weight."""
@@ -186,7 +187,8 @@ class Regression:
     def _applied(self, ridge: float, right: np.ndarray) -> np.ndarray:
         """Return (XX + ridge)^-1 right; inverses are fine here, since the ridge keeps the matrix well away from 0."""
         m = self.moments
-        shifts = np.where(ridge * m.scale > 0, ridge * m.scale, 1.0)
+        shifts = np.maximum(ridge * m.scale, m.rounding)
+        shifts = np.where(shifts > 0, shifts, 1.0)
         if not m.rows:
             return self._solved(m.xx, ridge, shifts, right)
         turned, n = m.xx.transpose(0, 2, 1), m.xx.shape[1]
