@@ -284,8 +284,7 @@ def test_few_or_constant_images_do_no_harm(images, scale):
     fresh = {"x": np.float32(scale) * drawn(64, 3, 8, 8, seed=5)}
     before = error(graph, facts.graph, fresh)
     run(facts, "compensate")
-    after = error(graph, facts.graph, fresh)
-    assert after < before if images.std() else after == before
+    assert error(graph, facts.graph, fresh) <= before
     for layer in facts.recovery[0]["layers"]:
         assert layer["method"] == "ls" or layer["note"]
         assert np.isfinite(layer["before"])
