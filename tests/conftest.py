@@ -7,10 +7,13 @@ an installed prunepass. So the package is loaded from its place.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices are small here: more threads of numpy only wait
 
 import numpy as np
 import pytest
