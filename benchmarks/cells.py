@@ -36,7 +36,7 @@ def prune_prunepass(folder: Path, order: dict[str, Any]) -> Found:
     from prunepass import api, errors
 
     data = dict(np.load(folder / "inputs.npz"))
-    options: dict[str, Any] = {"ratio": order["ratio"], "scope": "local", "align": 1, "data": data}
+    options: dict[str, Any] = {"ratio": order["ratio"], "scope": "local", "align": 1, "data": data, "recover": False}
     options["shapes"] = {name: array.shape for name, array in data.items()}
     source = folder / "source.onnx"
     model = onnx.load(source)

@@ -118,6 +118,7 @@ def run(entries: Sequence[Entry], args: argparse.Namespace, out: TextIO | None, 
     """Prune the chosen graphs and yield their rows as they are done, writing each at once."""
     options = {"align": args.align, "scope": args.scope}
     options |= {"macs": args.macs} if args.macs is not None else {"ratio": args.ratio}
+    options |= {"recover": True} if args.recover else {}
     jobs = [Job(args.zoo, e.file, options) for e in entries]
     writer = csv.DictWriter(out, [f.name for f in fields(Row)], lineterminator="\n") if out else None
     if writer:
@@ -177,6 +178,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=SCOPES,
         default="local",
         help="which channels compete (default local: those of a group)",
+    )
+    parser.add_argument(
+        "--recover", action="store_true", help="refit weights to the inputs, as prunepass does by default"
     )
     add("--align", type=int, default=1, help="kept channels per tensor are a multiple of this (default 1)")
     add("--jobs", type=int, default=2, help="graphs at the same time (default 2)")

@@ -59,7 +59,7 @@ def _timed_prune(model: Any, feeds: dict[str, Any], options: dict[str, Any]) -> 
     shapes = {name: tuple(int(d) for d in array.shape) for name, array in feeds.items()}
     start = time.process_time()
     try:
-        result = prunepass.prune(model, shapes=shapes, data=feeds, **options)
+        result = prunepass.prune(model, shapes=shapes, data=feeds, **{"recover": False, **options})
         pruned, reported = result.model, _reported(result.report)
     except errors.VerifyError as error:
         status, reason = "mismatch", _one_line(error)

@@ -18,6 +18,10 @@ class ModelError(PruneError):
     """Report a model file or model data that cannot be used."""
 
 
+class NotFiniteError(ModelError):
+    """Report a value that is NaN or infinite on calibration data."""
+
+
 class PipelineError(PruneError):
     """Report a pipeline text, a pass name or an option that makes no sense."""
 

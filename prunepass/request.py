@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prunepass import report as reports
-from prunepass.errors import PipelineError
+from prunepass.errors import NotFiniteError, PipelineError
 from prunepass.job import Job, Result
 from prunepass.manager import Facts, Pipeline
 from prunepass.options import format_value
@@ -135,6 +135,23 @@ class Request:
         return replace(self, how={**self.how, "criterion": self.how["criterion"] or "l2"})
 
 
+def _pruned(job: Job, request: Request, recover: bool, each: bool) -> Pipeline:
+    """Run the pipeline; where a refit by default comes to nothing, run the one without, and return what was run."""
+    chosen, start = request.chosen(recover), job.facts.fork()
+    try:
+        chosen.run_on(job.facts, verify_each=each)
+    except NotFiniteError as error:
+        if not recover or request.fixed:
+            raise
+        entry = {"pass": "compensate", "samples": 0, "kept": False, "note": str(error), "layers": []}
+        job.facts.recovery.append(entry)
+    if recover and not request.fixed and not all(entry["kept"] for entry in job.facts.recovery):
+        start.recovery, job.facts = job.facts.recovery, start  # what was to be refitted may be the wrong choice now
+        chosen = request.chosen(False)
+        chosen.run_on(job.facts, verify_each=each)
+    return chosen
+
+
 def carry_out(
     job: Job,
     request: Request,
@@ -153,12 +170,7 @@ def carry_out(
     if request.max_drop is not None and judge is None:
         raise PipelineError("max_drop needs data or a metric to judge by")
     if request.max_drop is None or judge is None:
-        chosen, start = request.chosen(recover), job.facts.fork()
-        chosen.run_on(job.facts, verify_each=each)
-        if recover and not request.fixed and not all(entry["kept"] for entry in job.facts.recovery):
-            start.recovery, job.facts = job.facts.recovery, start  # what was to be refitted may be the wrong choice now
-            chosen = request.chosen(False)
-            chosen.run_on(job.facts, verify_each=each)
+        chosen = _pruned(job, request, recover, each)
         return job.finish(verify, {"pipeline": str(chosen), "keep": list(job.context.keep)}, judge)
     name, goal = request.goal
     search = Search(job.facts, judge, lambda kept: request.at(kept, recover), goal, request.max_drop, each)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunepass.errors import ModelError, PruneError
+from prunepass.errors import ModelError, NotFiniteError, PruneError
 from prunepass.feeds import Feeds, random_inputs, split_data
 from prunepass.graph import Graph
 from prunepass.recovery.drawing import scale_of
@@ -52,11 +52,13 @@ class Batches:
         """Return a value that the model computes, or refuse it.
 
         Raises
-            ModelError: it has NaN or infinity.
+            NotFiniteError: it has NaN or infinity.
         """
         if value.dtype.kind not in "iub" and not np.isfinite(value).all():
             advice = "give calibration data" if self.drawn else "take such samples out, or repair the model"
-            raise ModelError(f"value {name!r} has NaN or infinity on batch {batch} of the calibration data; {advice}")
+            raise NotFiniteError(
+                f"value {name!r} has NaN or infinity on batch {batch} of the calibration data; {advice}"
+            )
         return value
 
     def judged(self, batch: int) -> bool:
