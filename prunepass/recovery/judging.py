@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prunepass.errors import PruneError
 from prunepass.feeds import Feeds
 from prunepass.graph import Graph
 from prunepass.recovery.batches import Batches, calibration, drawn, varies
@@ -17,6 +19,7 @@ from prunepass.runtime import seed_random_nodes, session
 if TYPE_CHECKING:
     from prunepass.manager import Facts
 
+log = logging.getLogger(__name__)
 _CLASSIFIER_RANKS = (2, 3)  # (samples, classes), (samples, places, classes)
 
 
@@ -49,16 +52,28 @@ def judging_batches(facts: Facts) -> Batches:
 
 
 def distances(dense: Graph, others: Mapping[str, Graph], feeds: Iterable[Feeds]) -> dict[str, Distance]:
-    """Run all models side by side and compare each with the dense one."""
+    """Run all models side by side and compare each with the dense one; inputs on which one does not run are left out.
+
+    Raises
+        ModelError: onnxruntime runs them on none.
+    """
     teacher = session(seed_random_nodes(dense), optimise="basic")
     running = {name: session(seed_random_nodes(graph), optimise="basic") for name, graph in others.items()}
     tallies: dict[str, dict[str, _Tally]] = {name: {} for name in others}
+    failed: PruneError | None = None
     for one in feeds:
-        wanted = teacher.run(one)
-        for name, model in running.items():
-            for output, found in model.run(one).items():
+        try:
+            wanted, made = teacher.run(one), {name: model.run(one) for name, model in running.items()}
+        except PruneError as error:  # a route through experts, say, that the exporter did not see
+            failed = error
+            log.info("judging: an input is left out: %s", error)
+            continue
+        for name, outputs in made.items():
+            for output, found in outputs.items():
                 if _is_numeric(wanted.get(output)):
                     tallies[name].setdefault(output, _Tally()).add(wanted[output], np.asarray(found))
+    if failed is not None and not any(tallies.values()):
+        raise failed
     return {name: _summary(list(own.values())) for name, own in tallies.items()}
 
 

@@ -1,4 +1,4 @@
-"""Values that are not finite on calibration data: a refit by default is left out, one that was asked for is refused."""
+"""Data on which a network is not finite, or does not run: a refit by default is left out, one asked for is refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import prunepass
 from prunepass.errors import ModelError
+from prunepass.recovery.judging import distances
 
 RNG = np.random.default_rng(0)
 DATA = {"x": RNG.standard_normal((40, 6)).astype(np.float32)}
@@ -49,3 +50,21 @@ def test_the_default_job_prunes_as_without_data() -> None:
 def test_a_criterion_that_needs_the_value_refuses() -> None:
     with pytest.raises(ModelError, match="NaN or infinity on batch"):
         prunepass.prune(model(), 0.4, align=1, data=DATA, criterion="obs", recover=False)
+
+
+def test_inputs_that_a_model_does_not_run_on_are_left_out() -> None:
+    """The second input asks for a place that the table does not have."""
+    table = numpy_helper.from_array(RNG.standard_normal((4, 3)).astype(np.float32), "table")
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        "g",
+        [info("i", TensorProto.INT64, ["n"])],
+        [info("y", TensorProto.FLOAT, ["n", 3])],
+        [table],
+    )
+    dense = prunepass.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    good, bad = {"i": np.array([0, 3])}, {"i": np.array([9])}
+    assert distances(dense, {"same": dense}, [good, bad])["same"].error == 0
+    with pytest.raises(ModelError, match="onnxruntime fails to run"):
+        distances(dense, {"same": dense}, [bad])
