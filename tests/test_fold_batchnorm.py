@@ -6,10 +6,12 @@ import itertools
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from folding import folded
 from textmodels import model, weight
 
+import prunepass
 from fixtures.tiny import TINY
 from prunepass import load
 from prunepass.manager import Facts, Pipeline
@@ -164,3 +166,18 @@ def test_nothing_is_folded_twice() -> None:
     for name in names:
         facts = Pipeline.parse(FOLD).run(load(TINY[name]()[0]))
         assert Pipeline.parse("fold-batchnorm").run(facts.graph).timing[-1].changes == 0
+
+
+def test_a_sum_in_a_body_keeps_its_place() -> None:
+    """What a body reads may be made outside, and must not become its result."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[5, 6] x) => (float[m, 5, 4] y)
+    <int64 turns = {2}, float[6, 4] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6}, float[4] b = {1,2,3,4}> {
+        h = MatMul(x, w)
+        y = Loop(turns, "") <body = body (int64 turn, bool go) => (bool on, float[] s) {
+            s = Add(h, b)
+            on = Identity(go)
+        }>
+    }"""
+    report = prunepass.prune(onnx.parser.parse_model(text), pipeline="canonicalize,fold-batchnorm,clean").report
+    assert report["certificate"]["status"] == "passed"

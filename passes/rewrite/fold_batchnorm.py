@@ -29,7 +29,7 @@ class FoldBatchnorm(Rewrite):
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes that were folded."""
         changes = 0
-        nodes = [node for node in graph.walk() if node.op in AFFINE]
+        nodes = [node for node in graph.nodes if node.op in AFFINE]  # in a body, what it reads may be made outside
         if not nodes or not any(node.op in SCALE_OUTPUTS for node in graph.walk()):
             return 0
         known = facts.get("shapes")
