@@ -11,9 +11,10 @@ from prunepass.dataflow.forward import view
 from prunepass.dataflow.moving import Moved, contribution, rename_output
 from prunepass.dataflow.ranges import Unknown
 from prunepass.graph import Graph, Node
-from prunepass.rules.affine import AFFINE, COMMUTES, SCALE_INPUTS, SCALE_OUTPUTS, Scaling
+from prunepass.rules.affine import AFFINE, COMMUTES, SCALE_INPUTS, SCALE_OUTPUTS, WITH_BIAS, Scaling
 from prunepass.rules.contractions import CONTRACTIONS, Contraction
 from prunepass.rules.dims import trains
+from prunepass.rules.linear import SUMS
 
 
 @dataclass
@@ -38,12 +39,12 @@ class Fold:
         """Fold into the operator that makes the input, with a stored sum between them or without."""
         source = self.source
         maker, between = makers.get(source), None
-        if maker is not None and maker.op == "Add" and self._private(source):
+        if maker is not None and maker.op in SUMS and self._private(source):
             between = self._stored_sum(maker)
             maker = makers.get(maker.inputs[1 - between[1]]) if between else None
         if maker is None or maker.op not in SCALE_OUTPUTS or not self._private(source):
             return False
-        if between and not (self._private(maker.outputs[0]) and maker.op == "MatMul"):
+        if between and not (self._private(maker.outputs[0]) and maker.op in WITH_BIAS):
             return False
         bias = self._bias(maker)
         contraction = self._contraction(maker)

@@ -12,6 +12,7 @@ from prunepass.errors import NotFiniteError, PipelineError
 from prunepass.job import Job, Result
 from prunepass.manager import Facts, Pipeline
 from prunepass.options import format_value
+from prunepass.runtime import CPU
 
 if TYPE_CHECKING:
     from prunepass.budgets import Amount
@@ -21,7 +22,6 @@ log = logging.getLogger(__name__)
 DEFAULT_RATIO = 0.3
 LOSSLESS = "canonicalize{thorough=true},fold-batchnorm,fold-zero-filters,clean"
 """What `lossless` runs: the result computes what the source computes, on any input."""
-CPU = "CPUExecutionProvider"
 
 
 def default_pipeline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -60,6 +61,14 @@ class Batches:
                 f"value {name!r} has NaN or infinity on batch {batch} of the calibration data; {advice}"
             )
         return value
+
+    def sampled(self, name: str, batch: int, rows: int, wanted: int, seed: int) -> np.ndarray:
+        """Return which rows of a batch are looked at, ascending: its share of the wanted ones, drawn by a name."""
+        take = min(rows, -(-wanted // len(self.feeds)))
+        if take == rows:
+            return np.arange(rows)
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), batch])
+        return np.sort(rng.choice(rows, take, replace=False))
 
     def judged(self, batch: int) -> bool:
         """Say whether a batch is for judging the refitted model, and takes no part in it; none where there are few."""

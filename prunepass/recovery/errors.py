@@ -6,7 +6,6 @@ power of what they carry instead, where it is made.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from prunepass.graph import Graph
 from prunepass.labels import spans
 from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
+from prunepass.recovery.moments import Gram, Moments
 from prunepass.recovery.obs import Reader, Sweep
 from prunepass.recovery.sensitivity import output_sensitivity
 from prunepass.recovery.sequential import Options, Place, steps
@@ -39,30 +39,6 @@ class UnitErrors:
 
     scores: np.ndarray
     sensitivity: dict[str, float]
-
-
-@dataclass
-class _Covariance:
-    """Accumulate the covariance of rows, group by group."""
-
-    n: int
-    sums: np.ndarray
-    squares: np.ndarray
-
-    @classmethod
-    def empty(cls, groups: int, features: int) -> _Covariance:
-        return cls(0, np.zeros((groups, features)), np.zeros((groups, features, features)))
-
-    def add(self, rows: np.ndarray) -> None:
-        rows = rows.astype(np.float64)
-        self.n += rows.shape[1]
-        self.sums += rows.sum(axis=1)
-        self.squares += rows.transpose(0, 2, 1) @ rows
-
-    def value(self) -> np.ndarray:
-        mean = self.sums / max(1, self.n)
-        found: np.ndarray = self.squares / max(1, self.n) - mean[:, :, None] * mean[:, None, :]
-        return found
 
 
 @dataclass
@@ -117,36 +93,36 @@ class _Look:
         if (units is None and made is None) or weight.shape[1] > self.options.most_features:
             return
         self.running.need(product.x, place.y)
-        groups, features, outputs = weight.shape
+        groups, features, _ = weight.shape
         stored = self.graph.consts.shape(product.weight)
-        covariance = _Covariance.empty(groups, features)
-        n, y_sum, y_square = 0, np.zeros((groups, outputs)), np.zeros((groups, outputs))
+        inputs, made_rows = Gram(), Moments()
+        wanted = max(_LEAST_ROWS, _ROWS_PER_FEATURE * features)
+        wanted = min(wanted, _MOST_ROW_BYTES // (4 * groups * features))
         for batch in range(len(self.batches.feeds)):
             y = self.batches.checked(place.y, self.running.value(place.y, batch), batch)
             x = self.batches.checked(product.x, self.running.value(product.x, batch), batch)
-            pick = self._pick(product.y, batch, product.count(y), groups * features, features)
-            rows = product.targets(y, groups, pick).astype(np.float64)
-            n, y_sum, y_square = n + rows.shape[1], y_sum + rows.sum(axis=1), y_square + np.square(rows).sum(axis=1)
+            pick = self.batches.sampled(product.y, batch, product.count(y), wanted, self.options.seed)
+            made_rows.add(product.targets(y, groups, pick))
             if units is not None:
-                covariance.add(product.rows(x, stored, y.shape, pick))
+                inputs.add(product.rows(x, stored, y.shape, pick))
         self.running.release(product.x, place.y)
-        self.variance[place.y] = float(np.maximum(y_square / n - np.square(y_sum / n), 0).mean())
+        self.variance[place.y] = float(made_rows.variance.mean())
         if units is not None:
-            self.seen.append(_Seen(place.y, covariance.value(), covariance.n, weight, units))
-        if made is not None and made.size == y_square.size:
-            self.power[place.y] = made, y_square.reshape(-1) / n / made.size
+            self.seen.append(_Seen(place.y, inputs.covariance, inputs.count, weight, units))
+        if made is not None and made.size == made_rows.square.size:
+            self.power[place.y] = made, made_rows.square.reshape(-1) / made.size
 
     def _gates(self, layer: Gates) -> None:
         w, r = (self.graph.consts[name].astype(np.float64) for name in (layer.w, layer.r))
         self.running.need(layer.x, layer.y)
-        seen_x, seen_y = _Covariance.empty(1, w.shape[2]), _Covariance.empty(r.shape[0], r.shape[2])
+        seen_x, seen_y = Gram(), Gram()
         for batch in range(len(self.batches.feeds)):
             x, y = self.running.value(layer.x, batch), self.running.value(layer.y, batch)
             y = y.transpose(1, 2, 0, 3) if layer.batch_first else y
             seen_x.add(x.reshape(1, -1, x.shape[-1]))
             seen_y.add(y.transpose(1, 0, 2, 3).reshape(y.shape[1], -1, y.shape[3]))
         self.running.release(layer.x, layer.y)
-        of_x, of_y = np.broadcast_to(seen_x.value(), (len(w), *seen_x.squares.shape[1:])), seen_y.value()
+        of_x, of_y = np.repeat(seen_x.covariance, len(w), axis=0), seen_y.covariance
         shown = next((name for name in layer.node.outputs[:2] if name in self._read), layer.y)
         self.variance[shown] = float(np.trace(of_y, axis1=1, axis2=2).mean() / of_y.shape[1])
         before = sum(float(np.einsum("dgi,dij,dgj->dg", m, c, m).mean()) for m, c in ((w, of_x), (r, of_y)))
@@ -156,13 +132,7 @@ class _Look:
             for factor in self.coupling.factors.get(name, ()):
                 if factor.shape[1] == 1 and factor.shape[2] > 1:
                     units = np.maximum(units, np.broadcast_to(factor[:, 0], units.shape))
-            self.seen.append(_Seen(shown, covariance, seen_x.n, matrix.transpose(0, 2, 1), units, gain))
-
-    def _pick(self, name: str, batch: int, rows: int, width: int, features: int) -> np.ndarray:
-        wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * features), _MOST_ROW_BYTES // (4 * width))
-        take = min(rows, -(-wanted // len(self.batches.feeds)))
-        rng = np.random.default_rng([self.options.seed, zlib.crc32(name.encode()), batch])
-        return np.sort(rng.choice(rows, take, replace=False)) if take < rows else np.arange(rows)
+            self.seen.append(_Seen(shown, covariance, seen_x.count, matrix.transpose(0, 2, 1), units, gain))
 
 
 def feature_units(place: Place, graph: Graph, coupling: Coupling) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -80,20 +80,19 @@ class RecurrentRefit:
         w, r, b = self._dense_weights
         assert w is not None and r is not None
         x, y = self._sequence(self.dense, layer.x, batch), self._steps(self.dense.value(layer.y, batch))
-        hidden = r.shape[2]
+        hidden, rows = r.shape[2], w.shape[1]
         found = []
         for d, backwards in enumerate(layer.reverse):
             before = self._previous(y[:, d], self._initial(self.dense, batch, d, y), backwards)
             parts: list[np.ndarray] = []
-            bias = np.zeros(2 * w.shape[1]) if b is None else b[d]
+            bias = np.zeros(2 * rows) if b is None else b[d]
             for gate in layer.joint:
-                at = slice(gate * hidden, (gate + 1) * hidden)
-                own = bias[at] + bias[w.shape[1] + gate * hidden : w.shape[1] + (gate + 1) * hidden]
-                parts.append(x @ w[d, at].T + before @ r[d, at].T + own)
+                at, late = _places(gate, hidden, rows)
+                parts.append(x @ w[d, at].T + before @ r[d, at].T + bias[at] + bias[late])
             for gate in layer.apart:
-                at = slice(gate * hidden, (gate + 1) * hidden)
+                at, late = _places(gate, hidden, rows)
                 parts.append(x @ w[d, at].T + bias[at])
-                parts.append(before @ r[d, at].T + bias[w.shape[1] + gate * hidden : w.shape[1] + (gate + 1) * hidden])
+                parts.append(before @ r[d, at].T + bias[late])
             found.append([self._narrowed(part, d, y.shape) for part in parts])
         return found
 
@@ -124,10 +123,7 @@ class RecurrentRefit:
                 inputs.append((x.reshape(-1, x.shape[-1]), before.reshape(-1, hidden)))
             own = np.zeros(2 * rows) if b is None else b[d]
             for number, gate in enumerate(layer.joint):
-                at, late = (
-                    slice(gate * hidden, (gate + 1) * hidden),
-                    slice(rows + gate * hidden, rows + (gate + 1) * hidden),
-                )
+                at, late = _places(gate, hidden, rows)
                 both = [np.concatenate(pair, axis=1) for pair in inputs]
                 bias = None if b is None else own[at] + own[late]
                 weight, bias = self._solve(
@@ -137,10 +133,7 @@ class RecurrentRefit:
                 if bias is not None:
                     own[at] = bias - own[late]
             for number, gate in enumerate(layer.apart):
-                at, late = (
-                    slice(gate * hidden, (gate + 1) * hidden),
-                    slice(rows + gate * hidden, rows + (gate + 1) * hidden),
-                )
+                at, late = _places(gate, hidden, rows)
                 first = len(layer.joint) + 2 * number
                 for part, matrix, where in ((0, w, at), (1, r, late)):
                     bias = None if b is None else own[where]
@@ -210,3 +203,8 @@ class RecurrentRefit:
         if backwards:
             return np.concatenate([states[1:], initial[None]])
         return np.concatenate([initial[None], states[:-1]])
+
+
+def _places(gate: int, hidden: int, rows: int) -> tuple[slice, slice]:
+    """Return where a gate stands in W, R and the first half of the bias, and where in the second half."""
+    return slice(gate * hidden, (gate + 1) * hidden), slice(rows + gate * hidden, rows + (gate + 1) * hidden)

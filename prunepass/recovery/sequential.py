@@ -16,9 +16,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -151,12 +151,16 @@ class Sequential:
         self.store = Store(options.memory)
         self.dense = Staged(teacher.graph, batches.feeds, self.store)
         self.pruned = Staged(graph, batches.feeds, self.store)
-        self.channels = Staged(teacher.graph, batches.feeds, self.store)
         self.changed: dict[str, np.ndarray] = {}
         self.biases: list[NewBias] = []
         self.layers: list[Layer] = []
         self._known = teacher.graph.producers()
         self._uses = graph.uses()
+
+    @cached_property
+    def channels(self) -> Staged:
+        """A run of the dense model that is never ahead of the layers: for what asks for their dense inputs."""
+        return Staged(self.teacher.graph, self.batches.feeds, self.store)
 
     def run(self, progress: Progress | None = None) -> list[Layer]:
         """Refit every layer behind something pruned; returns what was done, in order."""
@@ -305,14 +309,10 @@ class Sequential:
         train, held = Rows(), Rows()
         wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * shape[1]), _MOST_ROW_BYTES // (4 * shape[0] * shape[1]))
         weight = self.graph.consts.shape(product.weight)
-        seed = zlib.crc32(product.y.encode())
         for batch in range(count):
             y = self.teacher.narrowed(target, self.batches.checked(target, self.dense.value(target, batch), batch))
             x = self.pruned.value(product.x, batch)
-            rows = product.count(y)
-            take = min(rows, -(-wanted // count))
-            rng = np.random.default_rng([self.options.seed, seed, batch])
-            pick = np.sort(rng.choice(rows, take, replace=False)) if take < rows else np.arange(rows)
+            pick = self.batches.sampled(product.y, batch, product.count(y), wanted, self.options.seed)
             try:
                 a, b = product.rows(x, weight, y.shape, pick), product.targets(y, shape[0], pick)
                 c = (

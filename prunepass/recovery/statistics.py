@@ -7,7 +7,6 @@ can fuse it away. Nothing but the statistics stays.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,10 +102,8 @@ class Statistics:
         """Return the rows of a layer for one batch, (groups, n, features), and their positions; seeded by its name."""
         shape = self.graph.consts.shape(layer.weight)
         features = layer.arrange(np.zeros(shape, np.int8)).shape[1]
-        total, count = layer.count(y), len(self.batches.feeds)
-        take = min(total, -(-max(_LEAST_ROWS, _ROWS_PER_FEATURE * features) // count))
-        rng = np.random.default_rng([self.seed, zlib.crc32(layer.y.encode()), batch])
-        pick = np.sort(rng.choice(total, take, replace=False)) if take < total else np.arange(total)
+        wanted = max(_LEAST_ROWS, _ROWS_PER_FEATURE * features)
+        pick = self.batches.sampled(layer.y, batch, layer.count(y), wanted, self.seed)
         return layer.rows(x, shape, y.shape, pick), pick
 
     def stream(self, taps: Sequence[Tap]) -> None:

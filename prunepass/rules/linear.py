@@ -134,30 +134,12 @@ def _constant_bias(node: Node, graph: Graph, at: int) -> str | None:
 
 
 # ---- convolution -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class ConvRows(Linear):
-    """A convolution: a row is the patch under one position of the output."""
-
-    def matrix(self, weight: np.ndarray) -> np.ndarray:
-        """Return the weight as (groups, features, outputs)."""
-        groups = self.node.attr("group", 1)
-        return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(0, 2, 1)
-
-    def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """Return a weight of this shape from (groups, features, outputs)."""
-        return np.ascontiguousarray(matrix.transpose(0, 2, 1)).reshape(shape)
+class _Positions(Linear):
+    """A layer whose rows are the positions of (N, C, spatial...)."""
 
     def count(self, y: np.ndarray) -> int:
         """Return how many rows an output has."""
         return int(y.shape[0] * math.prod(y.shape[2:]))
-
-    def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
-        """Return some rows of an input, (groups, rows, features)."""
-        kernel, spatial = weight[2:], len(weight) - 2
-        strides = self.node.attr("strides", [1] * spatial)
-        dilations = self.node.attr("dilations", [1] * spatial)
-        begin, end = _pads(self.node, x.shape[2:], y[2:], kernel, strides, dilations)
-        return _patches(x, kernel, strides, dilations, begin, end, y, pick, self.node.attr("group", 1))
 
     def targets(self, y: np.ndarray, groups: int, pick: np.ndarray) -> np.ndarray:
         """Return the same rows of an output, (groups, rows, outputs)."""
@@ -170,6 +152,28 @@ class ConvRows(Linear):
     def taps(self, weight: Sequence[int]) -> int:
         """Return how many features each channel has."""
         return math.prod(weight[2:])
+
+
+@dataclass(frozen=True)
+class ConvRows(_Positions):
+    """A convolution: a row is the patch under one position of the output."""
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """Return the weight as (groups, features, outputs)."""
+        groups = self.node.attr("group", 1)
+        return weight.reshape(groups, weight.shape[0] // groups, -1).transpose(0, 2, 1)
+
+    def tensor(self, matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """Return a weight of this shape from (groups, features, outputs)."""
+        return np.ascontiguousarray(matrix.transpose(0, 2, 1)).reshape(shape)
+
+    def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
+        """Return some rows of an input, (groups, rows, features)."""
+        kernel, spatial = weight[2:], len(weight) - 2
+        strides = self.node.attr("strides", [1] * spatial)
+        dilations = self.node.attr("dilations", [1] * spatial)
+        begin, end = _pads(self.node, x.shape[2:], y[2:], kernel, strides, dilations)
+        return _patches(x, kernel, strides, dilations, begin, end, y, pick, self.node.attr("group", 1))
 
 
 def _positions(value: np.ndarray, groups: int) -> np.ndarray:
@@ -224,7 +228,7 @@ def _patches(
 
 
 @dataclass(frozen=True)
-class ConvTransposeRows(Linear):
+class ConvTransposeRows(_Positions):
     """A transposed convolution: a convolution over an input with zeros between, the kernel turned round."""
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
@@ -240,10 +244,6 @@ class ConvTransposeRows(Linear):
         groups = self.node.attr("group", 1)
         moved = matrix.reshape(groups, shape[0] // groups, -1, shape[1]).transpose(0, 1, 3, 2)
         return np.ascontiguousarray(np.flip(moved.reshape(shape), tuple(range(2, len(shape)))))
-
-    def count(self, y: np.ndarray) -> int:
-        """Return how many rows an output has."""
-        return int(y.shape[0] * math.prod(y.shape[2:]))
 
     def rows(self, x: np.ndarray, weight: Sequence[int], y: Sequence[int], pick: np.ndarray) -> np.ndarray:
         """Return some rows of an input, (groups, rows, features)."""
@@ -269,18 +269,6 @@ class ConvTransposeRows(Linear):
             total = [max(0, n + r + e - o) for n, r, e, o in zip(sizes, reach, extra, y)]
             return [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in total]
         return [0] * len(sizes) if mode == "VALID" else list(self.node.attr("pads", [0] * 2 * len(sizes)))[: len(sizes)]
-
-    def targets(self, y: np.ndarray, groups: int, pick: np.ndarray) -> np.ndarray:
-        """Return the same rows of an output, (groups, rows, outputs)."""
-        return _positions(y, groups)[:, pick]
-
-    def channels(self, x: np.ndarray, groups: int) -> np.ndarray:
-        """Return an input as (groups, positions, channels)."""
-        return _positions(x, groups)
-
-    def taps(self, weight: Sequence[int]) -> int:
-        """Return how many features each channel has."""
-        return math.prod(weight[2:])
 
 
 def _convolution(kind: type[Linear]) -> Callable[[Node, Graph], Linear | None]:

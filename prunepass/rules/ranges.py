@@ -8,6 +8,7 @@ side of a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import numpy as np
 from onnx import helper
@@ -131,22 +132,18 @@ def power(k: Known) -> list[Range]:
     return [Range.of(np.where(fixed, y, np.where(even, 0, -np.inf)), np.where(fixed, y, np.inf))]
 
 
-@RANGES.row("Max")
-def largest(k: Known) -> list[Range]:
-    every = k.every()
-    low, high = every[0].low, every[0].high
-    for part in every[1:]:
-        low, high = np.maximum(low, part.low), np.maximum(high, part.high)
-    return [Range.of(low, high)]
+def extreme(pick: np.ufunc) -> Callable[[Known], list[Range]]:
+    """Build the row of an operator that picks one of its inputs by size."""
+
+    def row(k: Known) -> list[Range]:
+        every = k.every()
+        return [Range.of(reduce(pick, [part.low for part in every]), reduce(pick, [part.high for part in every]))]
+
+    return row
 
 
-@RANGES.row("Min")
-def smallest(k: Known) -> list[Range]:
-    every = k.every()
-    low, high = every[0].low, every[0].high
-    for part in every[1:]:
-        low, high = np.minimum(low, part.low), np.minimum(high, part.high)
-    return [Range.of(low, high)]
+RANGES("Max", extreme(np.maximum))
+RANGES("Min", extreme(np.minimum))
 
 
 @RANGES.row("Where")
