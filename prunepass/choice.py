@@ -130,7 +130,8 @@ class Choice:
         kept: boolean, one entry per unit: what the user wants to stay.
 
     Units
-        whole: what the source costs, by kind. carry_out: return the finished model of a plan. scales: by kind.
+        whole: what the source costs, by kind. carry_out: return the finished model of a plan. scales: by kind. sets:
+        units of a group, and (widths, units) which of them go best when 0, 1, ... of them go.
     """
 
     terms: Terms
@@ -141,6 +142,7 @@ class Choice:
     whole: Callable[[], Mapping[str, float]]
     carry_out: Callable[[np.ndarray], Graph]
     scales: Mapping[str, Scale] = field(default_factory=dict)
+    sets: Sequence[tuple[np.ndarray, np.ndarray]] = ()
 
     def __post_init__(self) -> None:
         heads = self.terms.scope == "heads"
@@ -164,7 +166,7 @@ class Choice:
             return self._within_budgets(first, order, progress)
         share = _covered(self.terms.ratio, progress, self.terms.exponential)
         chosen = [event for order, size in zip(rankings, self.sizes) for event in take_share(order, share, size)]
-        return removed_by([*first, *chosen], self.coupling.n_units)
+        return self._gone([*first, *chosen])
 
     def events(self, scores: np.ndarray) -> list[list[Event]]:
         """Return the ladder of every group."""
@@ -175,7 +177,14 @@ class Choice:
     def thinned(self, scores: np.ndarray, share: float) -> np.ndarray:
         """Return the plan that takes the same share of every group."""
         chosen = [event for i, own in enumerate(self.events(scores)) for event in self._share(own, i, share)]
-        return removed_by(chosen, self.coupling.n_units)
+        return self._gone(chosen)
+
+    def _gone(self, events: Sequence[Event]) -> np.ndarray:
+        """Return which units go after some events: of each group so many, and of these the best set."""
+        removed = removed_by(events, self.coupling.n_units)
+        for units, gone in self.sets:
+            removed[units] = gone[removed[units].sum()]
+        return removed
 
     def _share(self, events: Sequence[Event], number: int, ratio: float) -> list[Event]:
         return take_share(events, ratio, self.groups[number].units.size)
@@ -196,7 +205,7 @@ class Choice:
             chosen = spend(order, first, budgets, self.coupling.n_units)
         else:
             chosen = take_within(order, budgets, self.coupling, self.groups, first)
-        return removed_by([*first, *chosen], self.coupling.n_units)
+        return self._gone([*first, *chosen])
 
     def _corrected(
         self, first: list[Event], order: list[Event], budgets: Budgets, removed: np.ndarray, weighed: list[str]
@@ -204,7 +213,7 @@ class Choice:
         """Weigh the finished model and correct the limits by what the prediction missed."""
         goals = dict(budgets.limits)
         near = max(self.scales[kind].near for kind in weighed)
-        least = budgets.costs(removed_by([*first, *order], self.coupling.n_units))
+        least = budgets.costs(self._gone([*first, *order]))
         between = {kind: (least[kind], math.inf) for kind in weighed}
         best, most, spent = removed, 0.0, dict[str, float]()
         for _ in range(_CORRECTIONS):
@@ -230,7 +239,7 @@ class Choice:
                     budgets = budgets.at(kind, (between[kind][0] + min(budgets.limits[kind], between[kind][1])) / 2)
                 removed = self._predicted(first, order, budgets)
         if not most:  # perhaps everything that can go is enough
-            best = removed_by([*first, *order], self.coupling.n_units)
+            best = self._gone([*first, *order])
             finished = self.carry_out(best)
             spent = {kind: self.scales[kind].weigh(finished) for kind in weighed}
             return self._checked(best, budgets, goals, spent)

@@ -51,7 +51,8 @@ def test_a_cost_is_what_the_error_grows_by(seed, per_unit, undamped):
     x = rows(features=6 * per_unit, seed=seed)
     weight = np.random.default_rng(seed).standard_normal((x.shape[1], 4))
     units = np.repeat(np.arange(1, 7), per_unit)
-    order, costs = Sweep([reader(x, weight, units)], np.arange(1, 7)).run(1)
+    path = Sweep([reader(x, weight, units)], np.arange(1, 7)).run(1, floating=False)
+    order, costs = path.order, np.diff(path.costs)
     gone, errors = [], [0.0]
     for at in order:
         options = {}
@@ -70,7 +71,8 @@ def test_costs_of_all_readers_add_up(undamped):
     first, second = np.random.default_rng(0).standard_normal((6, 4)), np.random.default_rng(1).standard_normal((9, 2))
     places = np.array([0, 3, 0, 1, 2, 6, 5, 4, 0])  # of units 1 to 6; 0: not of this group
     sweep = Sweep([reader(x, first, np.arange(1, 7)), reader(other, second, places, 3.0)], np.arange(1, 7))
-    order, costs = sweep.run(2)
+    path = sweep.run(2, floating=False)
+    order, costs = path.order, np.diff(path.costs)
 
     def total(gone):
         units = np.asarray(gone) + 1
@@ -87,8 +89,34 @@ def test_costs_of_all_readers_add_up(undamped):
 
 
 def test_the_last_units_stay():
-    order, costs = Sweep([reader(rows(), np.ones((6, 2)), np.arange(1, 7))], np.arange(1, 7)).run(4)
-    assert len(order) == len(costs) == len(set(order)) == 2
+    path = Sweep([reader(rows(), np.ones((6, 2)), np.arange(1, 7))], np.arange(1, 7)).run(4)
+    assert path.gone.sum(axis=1).tolist() == [0, 1, 2]
+    assert len(path.costs) - 1 == len(set(path.order)) == 2
+
+
+def test_units_come_back_where_another_set_is_better(undamped):
+    """The sum of two features goes first, for nothing; of two features to remove, the summands are the best."""
+    x = rows(features=4)
+    x[:, 0] = x[:, 1] + x[:, 2] + 0.05 * x[:, 0]
+    weight = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 5.0]])
+    sweep = [reader(x, weight, np.arange(1, 5))], np.arange(1, 5)
+    greedy, floating = Sweep(*sweep).run(1, floating=False), Sweep(*sweep).run(1)
+    assert [np.flatnonzero(gone).tolist() for gone in floating.gone[:3]] == [[], [0], [1, 2]]
+    assert floating.costs[2] < 0.05 * greedy.costs[2]
+    for size, (cost, gone) in enumerate(zip(floating.costs, floating.gone)):
+        best = min(refitted(x, weight, np.array(at, int)) for at in combinations(range(4), size))
+        assert cost == pytest.approx(refitted(x, weight, np.flatnonzero(gone)), rel=1e-3, abs=1e-5)
+        assert cost == pytest.approx(best, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sets_are_no_worse_than_greedy_ones(seed, undamped):
+    x, units = rows(features=24, seed=seed), np.repeat(np.arange(1, 13), 2)
+    sweep = [reader(x, np.random.default_rng(seed).standard_normal((24, 3)), units)], np.arange(1, 13)
+    greedy, floating = Sweep(*sweep).run(1, floating=False), Sweep(*sweep).run(1)
+    assert (floating.costs <= greedy.costs * (1 + 1e-6) + 1e-9).all()
+    assert (np.diff(greedy.gone.astype(int), axis=0) >= 0).all()
+    assert floating.gone.sum(axis=1).tolist() == list(range(12))
 
 
 @pytest.mark.parametrize("n", [4, 12, 200])
@@ -97,7 +125,8 @@ def test_dead_and_doubled_features_go_first_however_few_rows(n):
     x[:, 2] = 5.0  # dead but for its mean
     x[:, 6] = x[:, 4]
     weight = np.random.default_rng(0).standard_normal((8, 5)) + 3
-    order, costs = Sweep([reader(x, weight, np.arange(1, 9))], np.arange(1, 9)).run(1)
+    path = Sweep([reader(x, weight, np.arange(1, 9))], np.arange(1, 9)).run(1)
+    order, costs = path.order, np.diff(path.costs)
     assert order[0] == 2
     assert costs[0] < 1e-6
     if n == 200:
@@ -109,9 +138,9 @@ def test_dead_and_doubled_features_go_first_however_few_rows(n):
 def test_damping_grows_where_rows_are_few():
     """With 4 rows each feature seems to be a combination of others; that must not make it free."""
     weight = np.ones((8, 3))
-    few = Sweep([reader(rows(4, 8), weight, np.arange(1, 9))], np.arange(1, 9)).run(1)[1]
-    many = Sweep([reader(rows(4000, 8), weight, np.arange(1, 9))], np.arange(1, 9)).run(1)[1]
-    assert few[:5].sum() > 0.3 * many[:5].sum()
+    few = Sweep([reader(rows(4, 8), weight, np.arange(1, 9))], np.arange(1, 9)).run(1).costs
+    many = Sweep([reader(rows(4000, 8), weight, np.arange(1, 9))], np.arange(1, 9)).run(1).costs
+    assert few[5] > 0.3 * many[5]
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
@@ -149,6 +178,18 @@ def test_scores_are_brute_force_errors_times_the_sensitivity(undamped):
     share = np.square(around - around.mean(axis=1, keepdims=True)).mean() / np.square(around).mean()
     power = np.square(y - y.mean(axis=1, keepdims=True)).mean()
     assert found.sensitivity["y"] * power == pytest.approx(share, rel=0.1)
+
+
+def test_select_takes_the_best_set_of_a_width():
+    """Of a sum and its two summands, both summands go, though the sum is what goes first."""
+    states = np.abs(drawn(300, 4))
+    states[:, 0] = states[:, 1] + states[:, 2] + 0.05 * states[:, 0]
+    nodes = [("MatMul", ["x", "w"], "h", {}), ("Relu", ["h"], "r", {}), ("MatMul", ["r", "v"], "y", {})]
+    consts = {"w": np.eye(4, dtype=np.float32), "v": np.array([[0, 0], [1, 0], [1, 0], [0, 5]], np.float32)}
+    for ratio, expected in ((0.25, [0]), (0.5, [1, 2])):
+        facts = start(graph_of(nodes, consts, {"x": ["n", 4]}), {"x": states})
+        Pipeline.parse(f"canonicalize,select{{ratio={ratio} criterion=obs align=1}}").run_on(facts)
+        assert np.flatnonzero(facts.plan.removed[units_of(facts, "w", 1)]).tolist() == expected
 
 
 def test_sensitivity_is_what_noise_does_to_the_outputs():

@@ -22,7 +22,7 @@ from prunepass.manager import Facts, Rewrite
 from prunepass.optable import cache_folder
 from prunepass.plan import Plan
 from prunepass.runtime import CPU
-from prunepass.selection import Scope, kept_by_name
+from prunepass.selection import Scope, kept_by_name, protected_units
 from prunepass.slicing import slice_graph
 from prunepass.speedup import judged, learn_latency
 from prunepass.stopwatch import Setting
@@ -117,7 +117,7 @@ class Select(Rewrite):
         options = {"criterion": self.criterion, "reduce": self.reduce, "normalise": self.normalise}
         scores = facts.get("importance", policy=policy, **options).scores
         kept = kept_by_name(graph, coupling, (*self.keep, *facts.context.keep))
-        choice = self._choice(graph, coupling, kept, facts)
+        choice = self._choice(graph, coupling, kept, scores, facts)
         model = self._latency(choice, facts, scores) if self.latency is not None else None
         removed = np.zeros(coupling.n_units, bool)
         for step in range(1, self.steps + 1):
@@ -140,7 +140,7 @@ class Select(Rewrite):
         learn_latency(choice, model, scores)
         return model
 
-    def _choice(self, graph: Graph, coupling: Coupling, kept: np.ndarray, facts: Facts) -> Choice:
+    def _choice(self, graph: Graph, coupling: Coupling, kept: np.ndarray, scores: np.ndarray, facts: Facts) -> Choice:
         return Choice(
             self.terms(),
             graph,
@@ -150,7 +150,18 @@ class Select(Rewrite):
             lambda: whole_cost(source_cost(facts)),
             lambda removed: _carried_out(removed, coupling, facts),
             {"bytes": Scale(_file_bytes)},  # what slicing inserts and what is shared again, nobody can predict
+            self._sets(graph, coupling, kept | protected_units(coupling, scores), facts),
         )
+
+    def _sets(
+        self, graph: Graph, coupling: Coupling, frozen: np.ndarray, facts: Facts
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the best sets of units for every width, of groups that may lose any of their units."""
+        if self.steps > 1:
+            return []
+        chosen = criterion(self.criterion)
+        found = chosen.sets(weights_for(chosen, graph, coupling, facts))
+        return [(units, gone) for units, gone in found if not frozen[units].any()]
 
 
 def _masked(graph: Graph, coupling: Coupling, removed: np.ndarray) -> Graph:

@@ -67,6 +67,14 @@ class Criterion:
         """Change the reduced scores of one group, before they are normalised."""
         return scores
 
+    def sets(self, weights: Weights) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """Return, for groups where the best sets of units to remove are not nested, the units and these sets.
+
+        Shapes
+            the second: boolean (widths, units), which of them go when 0, 1, ... of them go.
+        """
+        return ()
+
     def __str__(self) -> str:
         changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         texts = [f"{f.name}={format_value(getattr(self, f.name))}" for f in changed]

@@ -37,3 +37,8 @@ class Obs(Criterion):
         """Look the errors up."""
         errors: UnitErrors = weights.fact("errors")
         return ((site, errors.scores[site.units]) for site in sites)
+
+    def sets(self, weights: Weights) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """Return the sets that the sweep has found."""
+        errors: UnitErrors = weights.fact("errors")
+        return errors.sets

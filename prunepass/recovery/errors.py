@@ -17,7 +17,7 @@ from prunepass.labels import spans
 from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
 from prunepass.recovery.moments import Gram, Moments
-from prunepass.recovery.obs import Reader, Sweep
+from prunepass.recovery.obs import Path, Reader, Sweep
 from prunepass.recovery.sensitivity import output_sensitivity
 from prunepass.recovery.sequential import Options, Place, steps
 from prunepass.recovery.staged import Staged, Store
@@ -32,6 +32,7 @@ class UnitErrors:
 
     Shapes
         scores: (units,) what a unit adds to the output error when it goes after all cheaper ones of its group.
+        sets: units of a group, and (widths, units) which of them go best when 0, 1, ... of them go.
     Units
         scores: squared error of the outputs relative to their variance, as the noise experiment predicts it.
         sensitivity: of each value, that error per squared error in it.
@@ -39,6 +40,7 @@ class UnitErrors:
 
     scores: np.ndarray
     sensitivity: dict[str, float]
+    sets: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
 
 @dataclass
@@ -171,6 +173,7 @@ def unit_errors(
         readers.setdefault(number, []).append(reader)
     power = _carried(look.power, weight, coupling.n_units)
     scores = np.zeros(coupling.n_units)
+    sets = []
     for number, group in enumerate(coupling.groups, 1):
         if tell is not None:
             tell("errors", number, len(coupling.groups))
@@ -179,8 +182,12 @@ def unit_errors(
         own = readers.pop(number, [])
         read = np.isin(group.units, np.concatenate([np.zeros(0, np.int64), *(reader.units for reader in own)]))
         if own:
-            scores[group.units[read]] = _swept(own, group.units[read], int(read.any(axis=-1).sum()))
-    return UnitErrors(scores, weight)
+            units = group.units[read]
+            path = Sweep(own, units).run(min(int(read.any(axis=-1).sum()), units.size), len(group.units) == 1)
+            scores[units] = _marginal(path, units.size)
+            if len(group.units) == 1 and read.all():
+                sets.append((units, path.gone))
+    return UnitErrors(scores, weight, tuple(sets))
 
 
 def _readers(seen: Sequence[_Seen], weight: dict[str, float], group_of: np.ndarray) -> Iterator[tuple[int, Reader]]:
@@ -194,11 +201,11 @@ def _readers(seen: Sequence[_Seen], weight: dict[str, float], group_of: np.ndarr
                     yield int(number), reader
 
 
-def _swept(readers: list[Reader], units: np.ndarray, rows: int) -> np.ndarray:
+def _marginal(path: Path, count: int) -> np.ndarray:
     """Return what each unit of a group costs; the last of each row costs more than all others."""
-    order, costs = Sweep(readers, units).run(min(rows, units.size))
-    found = np.full(units.size, 2 * costs.max(initial=0.0) + 1e-12)
-    found[order] = np.maximum.accumulate(costs)
+    costs = np.diff(path.costs)
+    found = np.full(count, 2 * costs.max(initial=0.0) + 1e-12)
+    found[path.order] = np.maximum.accumulate(costs)
     return found
 
 
