@@ -228,8 +228,34 @@ def test_recurrent_layers_follow_the_dense_ones(op, direction, attrs, bias):
     layer = next(layer for layer in facts.recovery[0]["layers"] if layer["op"] == op)
     assert after < 0.5 * before
     assert layer["method"] == "ls"
-    share = 1.0 if attrs == {"linear_before_reset": 0} else 0.45 if op == "RNN" else 0.2  # its candidate gate stays
-    assert layer["after"] < share * layer["before"]
+    assert layer["after"] < (0.45 if op == "RNN" else 0.2) * layer["before"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_candidate_of_a_gru_sees_what_the_reset_gate_leaves(direction):
+    """h = (1 - z) n + z h' with z, r, n made of the targets, n of the state times r."""
+    graph = recurrent("GRU", direction, {"linear_before_reset": 0})
+    batches = Batches(({"x": drawn(9, 4, 6)},), 1)
+    facts = cut(start(graph, {"x": drawn(9, 4, 6)}), {("v", 1): [9]}, verify=False)
+    teacher = Teacher(facts.cuts)
+    dense, pruned = (Staged(g, batches.feeds, Store(1 << 30)) for g in (teacher.graph, facts.graph))
+    layer = gates(next(node for node in facts.graph.nodes if node.op == "GRU"), facts.graph)
+    dense.need(layer.x, layer.y)
+    update, _, candidate = RecurrentRefit(layer, facts.graph, teacher, dense, pruned, batches)._targets(0)[0]
+    states = dense.value(layer.y, 0)[:, 0]
+    none = np.zeros_like(states[:1])
+    before = np.concatenate([none, states[:-1]] if direction == "forward" else [states[1:], none]).reshape(36, -1)
+    keep = 1 / (1 + np.exp(-update))
+    made = (1 - keep) * np.tanh(candidate) + keep * before
+    np.testing.assert_allclose(made, states.reshape(36, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("attrs", [{"activations": ["HardSigmoid", "Tanh"]}, {"clip": 3.0}], ids=str)
+def test_a_reset_gate_of_another_kind_leaves_the_candidate_alone(attrs):
+    graph = recurrent("GRU", "forward", attrs)
+    layer = gates(next(node for node in graph.nodes if node.op == "GRU"), graph)
+    assert layer.joint == (0, 1)
+    assert layer.apart == ()
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

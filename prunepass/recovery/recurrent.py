@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from onnx import helper
+from scipy.special import expit
 
 from prunepass.graph import Graph
 from prunepass.recovery.batches import Batches
@@ -88,7 +89,8 @@ class RecurrentRefit:
             bias = np.zeros(2 * rows) if b is None else b[d]
             for gate in layer.joint:
                 at, late = _places(gate, hidden, rows)
-                parts.append(x @ w[d, at].T + before @ r[d, at].T + bias[at] + bias[late])
+                seen = self._seen(gate, (w[d], r[d], bias), x, before)
+                parts.append(x @ w[d, at].T + seen @ r[d, at].T + bias[at] + bias[late])
             for gate in layer.apart:
                 at, late = _places(gate, hidden, rows)
                 parts.append(x @ w[d, at].T + bias[at])
@@ -124,7 +126,7 @@ class RecurrentRefit:
             own = np.zeros(2 * rows) if b is None else b[d]
             for number, gate in enumerate(layer.joint):
                 at, late = _places(gate, hidden, rows)
-                both = [np.concatenate(pair, axis=1) for pair in inputs]
+                both = [np.concatenate([x, self._seen(gate, (w[d], r[d], own), x, h)], axis=1) for x, h in inputs]
                 bias = None if b is None else own[at] + own[late]
                 weight, bias = self._solve(
                     both, [t[d][number] for t in targets], np.concatenate([w[d, at], r[d, at]], 1), bias
@@ -147,6 +149,16 @@ class RecurrentRefit:
         if b is not None:
             found[layer.b] = b.astype(start[layer.b].dtype)
         return found
+
+    def _seen(
+        self, gate: int, weights: tuple[np.ndarray, np.ndarray, np.ndarray], x: np.ndarray, before: np.ndarray
+    ) -> np.ndarray:
+        """Return what a gate reads of the state before a step: all of it, or what the reset gate leaves."""
+        if self.layer.reset is None or gate != self.layer.reset[0]:
+            return before
+        w, r, bias = weights
+        at, late = _places(self.layer.reset[1], r.shape[1], len(w))
+        return np.asarray(before * expit(x @ w[at].T + before @ r[at].T + bias[at] + bias[late]))
 
     def _solve(
         self, x: Sequence[np.ndarray], y: Sequence[np.ndarray], start: np.ndarray, bias: np.ndarray | None

@@ -16,7 +16,8 @@ class Gates:
 
     x, y: the input sequence and the hidden states of all steps. initial: the first hidden state, "" for zeros. w, r, b:
     constants, b "" where there is none. joint: gates whose parts from x and from the state are just added; apart: gates
-    in which something stands between the two.
+    in which something stands between the two. reset: of the joint ones, a gate that reads the state times the Sigmoid
+    of another, which comes before it, as (gate, other).
     """
 
     node: Node
@@ -28,6 +29,7 @@ class Gates:
     b: str
     joint: tuple[int, ...]
     apart: tuple[int, ...] = ()
+    reset: tuple[int, int] | None = None
 
     @property
     def reverse(self) -> tuple[bool, ...]:
@@ -41,10 +43,26 @@ class Gates:
         return bool(self.node.attr("layout", 0))
 
 
-GATES: Table[Callable[[Node], tuple[tuple[int, ...], tuple[int, ...]] | None]] = Table("gates")
-GATES("RNN", lambda node: ((0,), ()))
-GATES("LSTM", lambda node: ((0, 1, 2, 3), ()))
-GATES("GRU", lambda node: ((0, 1), (2,)) if node.attr("linear_before_reset", 0) else ((0, 1), ()))
+@dataclass(frozen=True)
+class Kinds:
+    """Sort the gates of an operator as `Gates` has them."""
+
+    joint: tuple[int, ...]
+    apart: tuple[int, ...] = ()
+    reset: tuple[int, int] | None = None
+
+
+GATES: Table[Callable[[Node], Kinds]] = Table("gates")
+GATES("RNN", lambda node: Kinds((0,)))
+GATES("LSTM", lambda node: Kinds((0, 1, 2, 3)))
+
+
+@GATES.row("GRU")
+def _gru(node: Node) -> Kinds:
+    if node.attr("linear_before_reset", 0):
+        return Kinds((0, 1), (2,))
+    usual = all(name.lower() == "sigmoid" for name in node.attr("activations", [])[::2]) and not node.attr("clip", 0.0)
+    return Kinds((0, 1, 2), (), (2, 1)) if usual else Kinds((0, 1))
 
 
 def gates(node: Node, graph: Graph) -> Gates | None:
@@ -57,4 +75,4 @@ def gates(node: Node, graph: Graph) -> Gates | None:
     weights = [name for name in (w, r, b) if name]
     if lengths or any(n not in graph.consts or graph.consts.elem_type(n) not in FLOAT_TYPES for n in weights):
         return None
-    return Gates(node, x, node.outputs[0], initial, w, r, b, *known)
+    return Gates(node, x, node.outputs[0], initial, w, r, b, known.joint, known.apart, known.reset)
