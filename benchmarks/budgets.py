@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [p for p in (str(HERE),) if p not in sys.path]
+sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 
 from families import family  # noqa: E402
 from pool import Limits, Outcome, Say, run_forked  # noqa: E402

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [p for p in (str(HERE),) if p not in sys.path]
+sys.path[:0] = [p for p in (str(HERE), str(HERE.parent)) if p not in sys.path]
 
 from summary import print_table  # noqa: E402
 from zoo import filler  # noqa: E402

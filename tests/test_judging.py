@@ -436,3 +436,29 @@ def test_max_drop_refuses_what_cannot_be_reached() -> None:
 def test_max_drop_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PruneError, match=message):
         prunepass.prune(DIGITS, **{"metric": accuracy, "max_drop": 0.01, **options})
+
+
+# BatchNormalization measured again
+
+RUN = "canonicalize,select{ratio=0.4 criterion=l2},slice-channels"
+
+
+def test_normalisation_is_measured_again_where_that_helps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["model.onnx", "--data", "mine:data", "--report", "report.json", "-p"]
+    assert main([*arguments, f"{RUN},recalibrate-batchnorm,clean"]) == 0
+    assert "normalisations measured again on" in capsys.readouterr().out
+    (entry,) = json.loads(Path("report.json").read_text())["recovery"]
+    assert entry["kept"]
+    assert entry["nodes"] == 11
+    assert entry["after"] < entry["before"]
+
+
+def test_what_measuring_again_makes_worse_is_taken_back() -> None:
+    """Behind a refit the statistics are right: they belong to what the next layer was fitted to."""
+    pipeline = f"{RUN},compensate,recalibrate-batchnorm,clean"
+    found = prunepass.prune(DIGITS, pipeline=pipeline, data={"image": IMAGES[:64]})
+    refit, measured = found.report["recovery"]
+    alone = prunepass.prune(DIGITS, pipeline=f"{RUN},compensate,clean", data={"image": IMAGES[:64]})
+    assert measured["kept"] == (measured["after"] < measured["before"])
+    assert miss(load(found.model)) <= miss(load(alone.model)) or measured["kept"]
+    assert refit["after"] == pytest.approx(measured["before"])

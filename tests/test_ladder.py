@@ -13,7 +13,7 @@ from prunepass.manager import Context, Facts, Pipeline
 from prunepass.recovery.batches import from_arrays
 from prunepass.runtime import session
 
-DRAWS, IMAGES = 2, 64
+DRAWS, IMAGES = 4, 64
 RECOVERY = {
     "none": (),
     "batch normalisation": ("recalibrate-batchnorm",),

@@ -10,6 +10,7 @@ import numpy as np
 from prunepass.graph import Graph
 from prunepass.manager import Facts, Rewrite
 from prunepass.recovery.batches import calibration
+from prunepass.recovery.judging import attempt, nearer
 from prunepass.recovery.staged import Staged, Store
 from prunepass.recovery.teacher import Teacher
 from prunepass.rules.statistics import stored_statistics
@@ -18,6 +19,9 @@ from prunepass.rules.statistics import stored_statistics
 @dataclass(frozen=True)
 class RecalibrateBatchnorm(Rewrite):
     """Set the mean and variance of every BatchNormalization behind something pruned to those of calibration data.
+
+    Where the outputs are no nearer to those of the dense model on inputs that are held back, everything is taken back:
+    behind `compensate` there is nothing left to do.
 
     Source
         Li et al. 2020, EagleEye, section 3.3 (adaptive BatchNorm); here layer after layer, so that each sees inputs
@@ -43,7 +47,8 @@ class RecalibrateBatchnorm(Rewrite):
         chosen = [names for names in chosen if names[0] in behind]
         if not chosen:
             return 0
-        batches = calibration(facts)
+        batches, _ = calibration(facts).parted()
+        before = graph.copy()
         running = Staged(graph, batches.feeds, Store(self.memory << 20))
         changed: dict[str, np.ndarray] = {}
         for number, (x, mean, variance) in enumerate(chosen):
@@ -55,12 +60,16 @@ class RecalibrateBatchnorm(Rewrite):
                 if np.isfinite(value).all():
                     graph.consts[name] = changed[name] = value.astype(graph.consts[name].dtype)
         running.close()
+        facts.recovery.append(attempt(self, batches, nodes=len(chosen)))
+        facts.pruned = facts.pruned or before
+        if not nearer(before, graph, facts):
+            graph.consts = before.consts.copy()
+            return 0
         cut = facts.cuts[-1]
         whole = (cut.refitted or cut.before).copy()
         for name, narrow in changed.items():
             whole.consts[name] = teacher.widened(name, narrow, whole.consts[name])
         cut.refitted = whole
-        facts.recovery.append({"pass": str(self), "nodes": len(chosen)})
         return len(chosen)
 
 

@@ -95,6 +95,8 @@ def recovery_text(entry: dict[str, Any]) -> str:
     """Say in one line what was refitted."""
     if entry["note"]:
         return str(entry["note"])
+    if "nodes" in entry:
+        return f"{entry['nodes']} normalisations measured again on {entry['samples']} samples"
     done = sum(layer["method"] != "kept" for layer in entry["layers"])
     return f"{done} of {len(entry['layers'])} layers refitted to {entry['samples']} samples"
 

@@ -17,7 +17,7 @@ from prunepass.recovery.batches import Batches, calibration, drawn, varies
 from prunepass.runtime import seed_random_nodes, session
 
 if TYPE_CHECKING:
-    from prunepass.manager import Facts
+    from prunepass.manager import Facts, Rewrite
 
 log = logging.getLogger(__name__)
 _CLASSIFIER_RANKS = (2, 3)  # (samples, classes), (samples, places, classes)
@@ -75,6 +75,31 @@ def distances(dense: Graph, others: Mapping[str, Graph], feeds: Iterable[Feeds])
     if failed is not None and not any(tallies.values()):
         raise failed
     return {name: _summary(list(own.values())) for name, own in tallies.items()}
+
+
+def attempt(done: Rewrite, batches: Batches, **more: Any) -> dict[str, Any]:
+    """Return what the report says of a pass that refits something: kept unless `nearer` finds otherwise."""
+    return {"pass": str(done), "samples": batches.samples, "kept": True, "note": "", "layers": [], **more}
+
+
+def nearer(before: Graph, after: Graph, facts: Facts) -> bool:
+    """Say whether the outputs have come nearer to those of the dense model; note it on the last attempt."""
+    judged = judging_batches(facts)
+    facts.context.tell("judge", 0, 1)
+    found = distances(facts.source, {"before": before, "after": after}, judged.feeds)
+    old, new = found["before"].error, found["after"].error
+    noted = facts.recovery[-1]
+    noted |= {"judged_on": judged.samples, "drawn": judged.drawn, "before": old, "after": new}
+    if not new < old:
+        kind = "drawn" if judged.drawn else "held-back"
+        noted["kept"] = False
+        noted["note"] = (
+            f"the refit was taken back: on {judged.samples} {kind} inputs the outputs are no nearer to those of the "
+            f"dense model (squared error {new:.3g}, {old:.3g} without); give more data"
+        )
+        name = noted["pass"].partition("{")[0]
+        log.warning("%s: %s", name, noted["note"])
+    return bool(noted["kept"])
 
 
 @dataclass
