@@ -18,7 +18,7 @@ import numpy as np
 
 from prunepass import wire
 from prunepass.footprint import Factors, Footprint
-from prunepass.memory import Liveness
+from prunepass.memory import Liveness, constant_values
 from prunepass.repeats import turns
 from prunepass.rules.cost import MACS, Shape, embedded_params, is_parameter
 from prunepass.rules.memory import READS, REUSE
@@ -89,9 +89,10 @@ class CostModel:
         self.n_consts = n_consts
         self._fixed = sum(map(embedded_params, self.nodes)), graph.skeleton().ByteSize()
         self._floats = np.array([is_parameter(graph.consts.elem_type(n), len(sized[n])) for n in graph.consts], bool)
-        self.liveness = Liveness(graph, sized, known)
+        constant = constant_values(graph)
+        self.liveness = Liveness(graph, sized, constant.union(known))
         self.value_places = np.array([tensors.place[name] for name in self.liveness.names], np.int64)
-        self._moves = self._traffic(frozenset(known))
+        self._moves = self._traffic(constant.union(graph.consts), constant.union(known))
         self.total = self.predict(tensors.whole())
 
     def predict(self, removed: np.ndarray) -> Cost:
@@ -150,14 +151,14 @@ class CostModel:
                 found[name] = found.get(name, 0) + 1
         return found
 
-    def _traffic(self, known: frozenset[str]) -> np.ndarray:
-        """Return how often one run moves each tensor."""
+    def _traffic(self, stored: frozenset[str], known: frozenset[str]) -> np.ndarray:
+        """Return how often one run moves each tensor; what is known is not computed, and read only if it is stored."""
         count = np.zeros(len(self.tensors.names), np.int64)
         for node in self.nodes:
             if not node.bodies and not all(name in known for name in node.outputs if name):
                 times = self.times.get(id(node), 1)
                 for name, number in self.moves(node).items():
-                    if name not in known or self.tensors.place[name] < self.n_consts:
+                    if name not in known or name in stored:
                         count[self.tensors.place[name]] += times * number
         return count
 

@@ -4,8 +4,9 @@ A value needs its bytes from the node that computes it to the last node that rea
 its outputs are both there. Rules of reuse (`rules/memory.py`): a view shares the buffer of what it views; an
 element-wise result overwrites the first input that has its size, is read for the last time here, and was computed in
 this graph. Graph inputs are there from the start to their last use and are never overwritten, graph outputs stay to
-the end. Not counted: constants (they lie in flash, or in the file), the working memory of kernels, and values that are
-known beforehand, such as sizes. The peak is what a planner with perfect placement reaches.
+the end. Not counted: constants and what is computed from them alone (they lie in flash, or in the file), the working
+memory of kernels, and values that are known beforehand, such as sizes. The peak is what a planner with perfect
+placement reaches.
 
 Bodies: what a body reads from outside lives until its node ends; its own values live for one turn; one branch of an If
 runs at a time.
@@ -20,10 +21,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prunepass.rules.folding import IMPURE
 from prunepass.rules.memory import REUSE
 
 if TYPE_CHECKING:
     from prunepass.graph import Graph, Node
+
+
+def constant_values(graph: Graph) -> frozenset[str]:
+    """Return the values that are computed from constants alone, such as a transposed weight."""
+    found: set[str] = set()
+    for node in graph.walk():
+        read = [name for name in (*node.inputs, *node.captured) if name]
+        pure = node.op not in IMPURE and not node.bodies
+        if pure and read and all(name in graph.consts or name in found for name in read):
+            found.update(name for name in node.outputs if name)
+    return frozenset(found)
 
 
 @dataclass(frozen=True)

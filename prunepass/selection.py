@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from prunepass.labels import spans
 
 log = logging.getLogger(__name__)
 Scope = Literal["global", "local", "isomorphic", "heads"]
-_DETOURS, _EXCHANGES, _TRIES = 4, 24, 8
+_DETOURS, _EXCHANGES, _TRIES, _MOST_PLANS = 4, 24, 8, 4096
 NEAR, FAR = 0.002, 0.02
 """Shares of a budget: with less than the first unused, it is met; with more than the second, more is tried."""
 
@@ -221,10 +222,11 @@ def take_budget(order: Sequence[Event], limit: float, cost: Callable[[Sequence[E
     """Return events whose cost is at most `limit`, and near to it; None where even the whole order does not fit.
 
     The shortest prefix that fits comes first, then exchanges of single events. Where that leaves more than 2% unused,
-    the event that overshot is left out, with the rest of its group, and the search starts again.
+    the event that overshot is left out, with the rest of its group, and the search starts again. Small models have
+    few widths to choose from: if still more is unused there, all plans are tried.
     """
     best: list[Event] | None = None
-    used = -math.inf
+    used, whole = -math.inf, order
     for _ in range(_DETOURS):
         if cost(order) > limit:
             break
@@ -236,6 +238,28 @@ def take_budget(order: Sequence[Event], limit: float, cost: Callable[[Sequence[E
             break
         before = {id(event) for event in prefix[:-1]}
         order = [event for event in order if event.group != prefix[-1].group or id(event) in before]
+    if best is not None and used < (1 - FAR) * limit:
+        best = _best_of_all(whole, limit, cost) or best
+    return best
+
+
+def _best_of_all(order: Sequence[Event], limit: float, cost: Callable[[Sequence[Event]], float]) -> list[Event] | None:
+    """Return the plan of least importance that uses nearly all of the limit, else the one that uses most of it.
+
+    None where there are too many plans, or where none fits.
+    """
+    ladders: dict[int, list[Event]] = {}
+    for event in order:
+        ladders.setdefault(event.group, []).append(event)
+    if math.prod(len(events) + 1 for events in ladders.values()) > _MOST_PLANS:
+        return None
+    best, rank = None, (-math.inf, -math.inf)
+    for levels in product(*(range(len(events) + 1) for events in ladders.values())):
+        plan = [event for events, level in zip(ladders.values(), levels) for event in events[:level]]
+        used = cost(plan) / limit
+        own = min(used, 1 - FAR), -sum(event.key * event.units.size for event in plan)
+        if used <= 1 and own > rank:
+            best, rank = plan, own
     return best
 
 

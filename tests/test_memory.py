@@ -115,12 +115,16 @@ def simulated_peak(graph: Graph, size: dict[str, int]) -> int:
 
 
 def sizes_of(facts: Facts, int8: bool = False) -> dict[str, int]:
-    """Return the bytes of all values that are not known beforehand."""
+    """Return the bytes of all values that are not known beforehand: those that depend on an input."""
     shapes, graph = facts.get("shapes"), facts.graph
+    varying = set(graph.input_names)
+    for node in graph.nodes:
+        if varying & {*node.inputs}:
+            varying.update(node.outputs)
     floats = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
     found = {}
     for name in (*graph.input_names, *(n for node in graph.nodes for n in node.outputs if n)):
-        if name in shapes.shape and name not in shapes.value:
+        if name in varying and name in shapes.shape and name not in shapes.value:
             kind = shapes.elem_type.get(name, TensorProto.FLOAT)
             width = 1 if int8 and kind in floats else helper.tensor_dtype_to_np_dtype(kind).itemsize
             found[name] = width * math.prod(shapes.shape[name])
@@ -167,6 +171,11 @@ ROWS = [
     ("the second operand may be", [("MatMul", ["x", "w"], "a"), ("Add", ["x", "a"], "y")], 2),
     ("a constant is not counted", [("MatMul", ["x", "w"], "a"), ("Add", ["b", "a"], "y")], 2),
     ("nor overwritten", [("Add", ["x", "b"], "y")], 2),
+    (
+        "nor what is computed from one",
+        [("Transpose", ["w"], "t"), ("Relu", ["t"], "a"), ("MatMul", ["x", "a"], "y")],
+        2,
+    ),
     ("three at once", [("MatMul", ["x", "w"], "a"), ("MatMul", ["x", "w"], "c"), ("Concat", ["a", "c"], "y")], 3),
     ("an output stays", [("MatMul", ["x", "w"], "y"), ("MatMul", ["y", "w"], "a"), ("MatMul", ["a", "w"], "c")], 3),
     ("a view is free", [("MatMul", ["x", "w"], "a"), ("Identity", ["a"], "c"), ("MatMul", ["c", "w"], "y")], 2),
@@ -199,6 +208,30 @@ def test_another_size_is_not_overwritten() -> None:
 def test_traffic_by_hand() -> None:
     model = chain(("MatMul", ["x", "w"], "a"), ("Identity", ["a"], "c"), ("Relu", ["c"], "d"), ("Add", ["d", "x"], "y"))
     assert model.total.traffic == (ONE + 8 * 8 * 4 + ONE) + 0 + 2 * ONE + 3 * ONE
+
+
+def test_what_is_computed_from_constants_is_read_like_one() -> None:
+    model = chain(("Transpose", ["w"], "t"), ("MatMul", ["x", "t"], "y"), t=[8, 8])
+    assert model.total.traffic == ONE + 8 * 8 * 4 + ONE
+    drawn = chain(("RandomNormalLike", ["w"], "t"), ("MatMul", ["x", "t"], "y"), t=[8, 8])
+    assert drawn.total.ram == ONE + 8 * 8 * 4 + ONE
+
+
+def test_what_is_computed_from_constants_is_free_at_any_size() -> None:
+    """What `shapes` knows the contents of is small; a weight that shrinks must not become free on the way."""
+    facts = canonical("timm_test_vit__ts18-bn-dynb")
+    graph = facts.graph.copy()
+    weights = (n.inputs[1] for n in graph.nodes if n.op == "MatMul" and n.inputs[1] in graph.consts)
+    weight = max(weights, key=lambda name: graph.consts[name].size)
+    node = next(n for n in graph.nodes if n.inputs[1:] == [weight])
+    graph.consts["stored_turned"] = np.ascontiguousarray(graph.consts[weight].T)
+    at = graph.nodes.index(node)
+    turned = Node(helper.make_node("Transpose", ["stored_turned"], ["turned"], perm=[1, 0]))
+    node.inputs[1] = "turned"
+    graph.nodes.insert(at, turned)
+    other = Facts(graph, facts.context)
+    assert "turned" not in other.get("shapes").value
+    assert other.get("cost").total.ram == facts.get("cost").total.ram
 
 
 def test_what_a_loop_reads_lives_until_it_ends() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -102,6 +105,32 @@ def test_take_budget_keeps_to_the_limit_whatever_the_cost() -> None:
                 assert cost(order) > limit
                 continue
             assert 0.75 * limit < cost(chosen) <= limit
+            for group in range(len(sizes)):
+                own = [e for e in order if e.group == group]
+                assert [e for e in chosen if e.group == group] == own[: sum(e.group == group for e in chosen)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_take_budget_is_as_near_as_any_plan_where_there_are_few(seed: int) -> None:
+    """Three groups of a few widths each: within 2% of the limit, or nothing is nearer."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 9, 3)
+    order = [event(g, rng.random() + i, 100 * g + i) for g, size in enumerate(sizes) for i in range(1, size)]
+    order.sort(key=lambda e: (e.key, e.group))
+
+    def macs(left: Sequence[int]) -> float:
+        return float(3 * left[0] + left[0] * left[1] + left[1] * left[2] + 2 * left[2])
+
+    def cost(events: list[Event]) -> float:
+        return macs(sizes - np.bincount([e.group for e in events], minlength=len(sizes)))
+
+    for share in (0.9, 0.7, 0.5, 0.3):
+        limit = share * cost([])
+        nearest = max((c for c in map(macs, product(*(range(1, n + 1) for n in sizes))) if c <= limit), default=None)
+        chosen = take_budget(order, limit, cost)
+        assert (chosen is None) == (nearest is None)
+        if chosen is not None and nearest is not None:
+            assert min(nearest, 0.98 * limit) <= cost(chosen) <= limit
             for group in range(len(sizes)):
                 own = [e for e in order if e.group == group]
                 assert [e for e in chosen if e.group == group] == own[: sum(e.group == group for e in chosen)]

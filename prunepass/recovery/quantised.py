@@ -1,0 +1,105 @@
+"""Weights behind DequantizeLinear: seen and refitted as floats, stored as the nearest integers.
+
+Scales and zero points stay as they are: onnxruntime takes it that the scale of a bias is that of the input times that
+of the weight. What lies beyond the range of the integers is cut off; whether that is still better is for the held-back
+rows to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunepass.consts import FLOAT_TYPES
+from prunepass.graph import Graph, Node
+
+_OPS = frozenset({"DequantizeLinear"})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Say which floats can be stored: (integer - zero) * scale.
+
+    name: the constant that holds the integers.
+
+    Shapes
+        scale, zero: as many axes as the constant, of length 1 but for the one that they go along.
+    """
+
+    name: str
+    scale: np.ndarray
+    zero: np.ndarray
+    dtype: np.dtype[np.integer]
+
+    def stored(self, value: np.ndarray) -> np.ndarray:
+        """Return the nearest integers."""
+        limits = np.iinfo(self.dtype)
+        whole = np.rint(value.astype(np.float64) / self.scale) + self.zero
+        return np.asarray(np.clip(whole, limits.min, limits.max).astype(self.dtype))
+
+    def real(self, stored: np.ndarray) -> np.ndarray:
+        """Return the floats that integers stand for."""
+        return np.asarray((stored.astype(np.float64) - self.zero) * self.scale).astype(self.scale.dtype)
+
+
+class Grids(Mapping[str, Grid]):
+    """Show the weights of a graph that are integers as floats, by the names that their readers use."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.nodes = graph, list(graph.nodes)
+        uses, results = graph.uses(), graph.results
+        found = {node.outputs[0]: _grid(node, graph) for node in graph.nodes if node.op in _OPS}
+        self._grids = {
+            name: grid
+            for name, grid in found.items()
+            if grid is not None and name not in results and len(uses[grid.name]) == 1
+        }
+        for name, grid in self._grids.items():
+            graph.consts[name] = grid.real(graph.consts[grid.name])
+        graph.remove(node for node in self.nodes if node.outputs[0] in self._grids)
+
+    def close(self) -> None:
+        """Put the nodes back; the integers are those that were stored last."""
+        self.graph.nodes[:] = self.nodes
+        for name in self._grids:
+            del self.graph.consts[name]
+
+    def __getitem__(self, name: str) -> Grid:
+        return self._grids[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._grids)
+
+    def __len__(self) -> int:
+        return len(self._grids)
+
+
+def as_floats(graph: Graph) -> Graph:
+    """Return a copy of a graph in which the weights that are integers are floats."""
+    twin = graph.copy()
+    Grids(twin)
+    return twin
+
+
+def _grid(node: Node, graph: Graph) -> Grid | None:
+    """Return the grid of a constant; None where it is none, or one with a scale for each block."""
+    consts, names = graph.consts, [name for name in node.inputs if name]
+    if any(name not in consts for name in names) or node.attr("block_size", 0):
+        return None
+    stored, scale = consts[names[0]], consts[names[1]]
+    if consts.elem_type(names[1]) not in FLOAT_TYPES or stored.dtype.kind not in "iu" or scale.ndim > 1:
+        return None
+    zero = consts[names[2]] if len(names) > 2 else np.zeros((), stored.dtype)
+    shape = [1] * stored.ndim
+    if scale.size > 1:
+        axis = node.attr("axis", 1)
+        if not -stored.ndim <= axis < stored.ndim:
+            return None
+        shape[axis] = stored.shape[axis]
+    if scale.size not in (1, math.prod(shape)) or zero.size not in (1, scale.size) or not (scale > 0).all():
+        return None
+    widened = np.broadcast_to(zero.reshape(-1), scale.reshape(-1).shape)
+    return Grid(names[0], scale.reshape(shape), widened.reshape(shape).astype(np.int64), stored.dtype)
