@@ -18,6 +18,7 @@ from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
 from prunepass.recovery.moments import Gram, Moments
 from prunepass.recovery.obs import Path, Reader, Sweep
+from prunepass.recovery.quantised import as_floats
 from prunepass.recovery.sensitivity import output_sensitivity
 from prunepass.recovery.sequential import Options, Place, steps
 from prunepass.recovery.staged import Staged, Store
@@ -161,6 +162,7 @@ def unit_errors(
     graph: Graph, coupling: Coupling, batches: Batches, macs: int, options: Options, tell: Progress | None = None
 ) -> UnitErrors:
     """Sweep every group. macs: of one run of the graph."""
+    graph = as_floats(graph)
     look = _Look(graph, coupling, batches, options)
     look.run(tell)
     variance = {value: size for value, size in look.variance.items() if size > 0}

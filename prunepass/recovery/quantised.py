@@ -1,20 +1,21 @@
 """Weights behind DequantizeLinear: seen and refitted as floats, stored as the nearest integers.
 
-Scales and zero points stay as they are: onnxruntime takes it that the scale of a bias is that of the input times that
-of the weight. What lies beyond the range of the integers is cut off; whether that is still better is for the held-back
-rows to say.
+Refitted weights are larger, since fewer of them do the work. Where they leave the range of the integers their scale
+grows, and with it that of the bias, since onnxruntime takes it that the scale of a bias is that of the input times that
+of the weight. A scale that others read stays as it is; what lies beyond the range is then cut off, and held-back rows
+say whether that is still better. Zero points stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from prunepass.consts import FLOAT_TYPES
-from prunepass.graph import Graph, Node
+from prunepass.graph import Graph, Node, Use
 
 _OPS = frozenset({"DequantizeLinear"})
 
@@ -23,16 +24,18 @@ _OPS = frozenset({"DequantizeLinear"})
 class Grid:
     """Say which floats can be stored: (integer - zero) * scale.
 
-    name: the constant that holds the integers.
+    name, scale_name: the constants that hold the integers and the scale. free: nothing else reads the scale.
 
     Shapes
         scale, zero: as many axes as the constant, of length 1 but for the one that they go along.
     """
 
     name: str
+    scale_name: str
     scale: np.ndarray
     zero: np.ndarray
     dtype: np.dtype[np.integer]
+    free: bool
 
     def stored(self, value: np.ndarray) -> np.ndarray:
         """Return the nearest integers."""
@@ -44,6 +47,19 @@ class Grid:
         """Return the floats that integers stand for."""
         return np.asarray((stored.astype(np.float64) - self.zero) * self.scale).astype(self.scale.dtype)
 
+    def excess(self, value: np.ndarray) -> np.ndarray:
+        """Return how many times larger the scale has to be for a value, at least 1, in the shape of the scale."""
+        limits, steps = np.iinfo(self.dtype), value.astype(np.float64) / self.scale
+        along = tuple(axis for axis, size in enumerate(self.scale.shape) if size == 1)
+        above = steps.max(axis=along, keepdims=True) / np.maximum(limits.max - self.zero, 1)
+        below = steps.min(axis=along, keepdims=True) / np.minimum(limits.min - self.zero, -1)
+        return np.asarray(np.maximum(np.maximum(above, below), 1.0))
+
+    def times(self, factor: np.ndarray) -> Grid:
+        """Return the grid with another scale; factor: as many numbers as the scale has."""
+        scale = self.scale * factor.reshape(self.scale.shape)
+        return replace(self, scale=scale.astype(self.scale.dtype))
+
 
 class Grids(Mapping[str, Grid]):
     """Show the weights of a graph that are integers as floats, by the names that their readers use."""
@@ -51,7 +67,7 @@ class Grids(Mapping[str, Grid]):
     def __init__(self, graph: Graph) -> None:
         self.graph, self.nodes = graph, list(graph.nodes)
         uses, results = graph.uses(), graph.results
-        found = {node.outputs[0]: _grid(node, graph) for node in graph.nodes if node.op in _OPS}
+        found = {node.outputs[0]: _grid(node, graph, uses) for node in graph.nodes if node.op in _OPS}
         self._grids = {
             name: grid
             for name, grid in found.items()
@@ -66,6 +82,25 @@ class Grids(Mapping[str, Grid]):
         self.graph.nodes[:] = self.nodes
         for name in self._grids:
             del self.graph.consts[name]
+
+    def fitting(self, name: str, value: np.ndarray, bias: str) -> tuple[Grid, Grid | None]:
+        """Return the grids of a weight and its bias, with scales for a new value of the weight."""
+        grid, other = self._grids[name], self._grids.get(bias)
+        factor = grid.excess(value)
+        follows = bias not in self or (other is not None and other.free and other.scale.size == factor.size)
+        if not grid.free or not follows or (factor == 1).all():
+            return grid, other
+        return grid.times(factor), other and other.times(factor)
+
+    def put(self, name: str, grid: Grid, value: np.ndarray) -> dict[str, np.ndarray]:
+        """Store a weight on a grid; returns the constants that changed."""
+        changed = {grid.name: grid.stored(value)}
+        if grid is not self._grids[name]:
+            changed[grid.scale_name] = grid.scale.reshape(self.graph.consts.shape(grid.scale_name))
+        self._grids[name] = grid
+        self.graph.consts.update(changed)
+        self.graph.consts[name] = grid.real(changed[grid.name])
+        return changed
 
     def __getitem__(self, name: str) -> Grid:
         return self._grids[name]
@@ -84,7 +119,7 @@ def as_floats(graph: Graph) -> Graph:
     return twin
 
 
-def _grid(node: Node, graph: Graph) -> Grid | None:
+def _grid(node: Node, graph: Graph, uses: Mapping[str, Sequence[Use]]) -> Grid | None:
     """Return the grid of a constant; None where it is none, or one with a scale for each block."""
     consts, names = graph.consts, [name for name in node.inputs if name]
     if any(name not in consts for name in names) or node.attr("block_size", 0):
@@ -102,4 +137,5 @@ def _grid(node: Node, graph: Graph) -> Grid | None:
     if scale.size not in (1, math.prod(shape)) or zero.size not in (1, scale.size) or not (scale > 0).all():
         return None
     widened = np.broadcast_to(zero.reshape(-1), scale.reshape(-1).shape)
-    return Grid(names[0], scale.reshape(shape), widened.reshape(shape).astype(np.int64), stored.dtype)
+    zeros = widened.reshape(shape).astype(np.int64)
+    return Grid(names[0], names[1], scale.reshape(shape), zeros, stored.dtype, len(uses[names[1]]) == 1)

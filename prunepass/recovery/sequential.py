@@ -26,6 +26,7 @@ from prunepass.graph import Graph, Node
 from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
 from prunepass.recovery.grail import folded
+from prunepass.recovery.quantised import Grid, Grids
 from prunepass.recovery.recurrent import RecurrentRefit
 from prunepass.recovery.ridge import Fit, Flat, Rows, fit, judge
 from prunepass.recovery.staged import Staged, Store
@@ -148,7 +149,7 @@ class Sequential:
 
     def __init__(self, teacher: Teacher, graph: Graph, batches: Batches, options: Options) -> None:
         self.teacher, self.graph, self.batches, self.options = teacher, graph, batches, options
-        self.store = Store(options.memory)
+        self.store, self.grids = Store(options.memory), Grids(graph)
         self.dense = Staged(teacher.graph, batches.feeds, self.store)
         self.pruned = Staged(graph, batches.feeds, self.store)
         self.changed: dict[str, np.ndarray] = {}
@@ -181,6 +182,7 @@ class Sequential:
                 layer.seconds = time.perf_counter() - start
                 self.layers.append(layer)
                 log.debug("compensate: %s", layer)
+        self.grids.close()
         return self.layers
 
     def _ordered(self, todo: Sequence[Place | Gates]) -> Iterator[Place | Gates]:
@@ -244,13 +246,20 @@ class Sequential:
         old = self._bias_vector(place, start.shape)
         flat = Flat(*flat_range(self._uses.get(target, []), graph)) if target not in graph.results else Flat()
         found = self._fitted(place, rows, start, old, flat, layer)
+        stored: tuple[Grid, Grid | None] | None = None
+        if product.weight in self.grids:
+            tensor, bias_name = product.tensor(found.weight, weight.shape), place.bias.name if place.bias else ""
+            stored = self.grids.fitting(product.weight, tensor, bias_name)
+            nearest = product.matrix(stored[0].real(stored[0].stored(tensor)).astype(np.float64))
+            after = judge(*rows, start, None if old is None else found.bias, flat, nearest).after
+            found = replace(found, weight=nearest, after=after)
         layer.before, layer.after, layer.ridge = found.before, found.after, found.ridge
         rounding = _ROUNDING if weight.dtype.itemsize >= 4 else _ROUNDING_HALF
         if not found.after < found.before * (1 - self.options.least_gain) or found.before < rounding:
             layer.note = "no better on held-back rows" if found.before >= rounding else "exact as it is"
             layer.method = "kept"
             return
-        self._install(place, weight, found)
+        self._install(place, weight, found, stored)
 
     def _fitted(
         self,
@@ -291,12 +300,12 @@ class Sequential:
             return
         layer.method = "ls"
         for name, new in outcome.tensors.items():
-            self.graph.consts[name] = self.changed[name] = new
+            self._put(name, new)
 
     def _bias_vector(self, place: Place, shape: tuple[int, ...]) -> np.ndarray | None:
         """Return the bias as (groups, outputs), zeros where there is none yet, None where there can be none."""
-        if place.bias is None:
-            return None
+        if place.bias is None or (place.product.weight in self.grids and not place.bias.name):
+            return None  # a float beside integers would keep onnxruntime from computing with integers
         outputs = np.zeros((shape[0], shape[2]))
         if place.bias.name:
             vector = self.graph.consts[place.bias.name].astype(np.float64) * place.product.bias_scale
@@ -333,22 +342,32 @@ class Sequential:
             held.add(a[:, first:], b[:, first:], None if c is None else c[:, first:])
         return (train, held) if train.n and held.n else "too few rows to judge what is fitted"
 
-    def _install(self, place: Place, old: np.ndarray, found: Fit) -> None:
+    def _install(self, place: Place, old: np.ndarray, found: Fit, stored: tuple[Grid, Grid | None] | None) -> None:
         product, graph = place.product, self.graph
-        new = product.tensor(found.weight, old.shape).astype(old.dtype)
-        graph.consts[product.weight] = self.changed[product.weight] = new
-        if place.bias is None:
+        grid, bias_grid = stored or (None, None)
+        self._put(product.weight, product.tensor(found.weight, old.shape).astype(old.dtype), grid)
+        if place.bias is None or (place.product.weight in self.grids and not place.bias.name):
             return
         node, at, name = place.bias.node, place.bias.at, place.bias.name
         vector = (found.bias.reshape(-1) / product.bias_scale).astype(old.dtype)
         if name and graph.consts.shape(name)[-1:] == vector.shape:
             vector = vector.reshape(graph.consts.shape(name))
+        if name in self.grids:
+            self._put(name, vector, bias_grid)
+            return
         if not name or len(self._uses[name]) > 1:
             name = self._fresh(f"{product.weight}__bias")
             node.inputs += [""] * (at + 1 - len(node.inputs))
             node.inputs[at] = name
         graph.consts[name] = vector
         self.biases.append(NewBias(node.outputs[0], at, name, product.y, product.axis))
+
+    def _put(self, name: str, new: np.ndarray, grid: Grid | None = None) -> None:
+        """Replace a weight; of one that is stored as integers, these, and the scale if it changes."""
+        if name in self.grids:
+            self.changed |= self.grids.put(name, grid or self.grids[name], new)
+        else:
+            self.graph.consts[name] = self.changed[name] = new
 
     def _fresh(self, hint: str) -> str:
         """Return a name that is free in the sliced and in the whole graph."""

@@ -9,16 +9,17 @@ import numpy as np
 from prunepass.graph import Graph
 from prunepass.kept import cut, element_mask, kept_masks
 from prunepass.manager import Cut
+from prunepass.recovery.quantised import as_floats
 
 
 class Teacher:
     """Narrow values of the graph before a chain of cuts to what the graph after it has of them.
 
-    graph: before the first cut. last: before the last one.
+    graph: before the first cut, weights that are integers as floats. last: before the last cut.
     """
 
     def __init__(self, cuts: Sequence[Cut]) -> None:
-        self.graph, self.last = cuts[0].before, cuts[-1].before
+        self.graph, self.last = as_floats(cuts[0].before), cuts[-1].before
         self._cuts = list(cuts)
         self._masks: dict[str, list[list[np.ndarray]]] = {}
 

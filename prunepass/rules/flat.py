@@ -31,6 +31,20 @@ def _hard_sigmoid(node: Node, graph: Graph) -> Range:
 FLAT("HardSwish", lambda node, graph: (-3.0, math.inf))
 
 
+@FLAT.row("QuantizeLinear")
+def _quantise(node: Node, graph: Graph) -> Range:
+    """What lies beyond the integers is cut off."""
+    consts, names = graph.consts, [name for name in node.inputs[1:] if name]
+    if any(name not in consts or math.prod(consts.shape(name)) != 1 for name in names):
+        return NOWHERE
+    scale, *rest = (consts[name].reshape(()) for name in names)
+    zero = rest[0] if rest else np.zeros((), np.uint8)
+    if zero.dtype.kind not in "iu" or (not rest and node.attr("output_dtype", 0)):
+        return NOWHERE
+    limits = np.iinfo(zero.dtype)
+    return (limits.min - int(zero)) * float(scale), (limits.max - int(zero)) * float(scale)
+
+
 def _limit(node: Node, graph: Graph, at: int, name: str, default: float) -> float:
     """Return a limit of Clip: an attribute before opset 11, an input since; nothing is flat where it is computed."""
     if len(node.inputs) > at and node.inputs[at]:

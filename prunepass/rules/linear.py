@@ -112,12 +112,22 @@ def bias_of(product: Linear, graph: Graph, uses: Mapping[str, Sequence[tuple[Nod
     return None
 
 
+_ROUNDED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+"""Operators behind which a value is the same but for rounding."""
+
+
 def residual(y: str, graph: Graph, uses: Mapping[str, Sequence[tuple[Node, int]]]) -> tuple[str, str] | None:
-    """Return the sum that a value goes into, and into nothing else, with the other summand; None where none is."""
-    readers = uses.get(y, ())
-    if len(readers) != 1 or readers[0][0].op not in SUMS or y in graph.results:
+    """Return the sum that a value goes into, rounded at most, with the other summand; None where it goes elsewhere."""
+    while True:
+        readers = uses.get(y, ())
+        if len(readers) != 1 or y in graph.results:
+            return None
+        node, at = readers[0]
+        if node.op not in _ROUNDED or at:
+            break
+        y = node.outputs[0]
+    if node.op not in SUMS:
         return None
-    node, at = readers[0]
     other = node.inputs[1 - at]
     return None if other in graph.consts or other == y else (node.outputs[0], other)
 
