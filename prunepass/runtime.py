@@ -190,14 +190,14 @@ def _options(optimise: Optimise, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[optimise])
-    options.intra_op_num_threads = threads or _default_threads()
+    options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn CPU time
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32; by default it is int8
     return options
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
     """Return PRUNEPASS_THREADS; where it is not set, one thread per core, up to 4."""
     text = os.environ.get("PRUNEPASS_THREADS") or str(min(4, os.cpu_count() or 1))
     if not re.fullmatch("[1-9][0-9]{0,2}", text):

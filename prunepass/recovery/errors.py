@@ -22,6 +22,7 @@ from prunepass.recovery.quantised import as_floats
 from prunepass.recovery.sensitivity import output_sensitivity
 from prunepass.recovery.sequential import Options, Place, steps
 from prunepass.recovery.staged import Staged, Store
+from prunepass.recovery.threads import one_thread
 from prunepass.rules.gates import Gates
 
 _LEAST_ROWS, _ROWS_PER_FEATURE, _MOST_ROW_BYTES = 16384, 16, 200 << 20
@@ -158,6 +159,7 @@ def feature_units(place: Place, graph: Graph, coupling: Coupling) -> tuple[np.nd
     return found if found is not None and found.any() else None, made[0] if len(made) == 1 else None
 
 
+@one_thread()
 def unit_errors(
     graph: Graph, coupling: Coupling, batches: Batches, macs: int, options: Options, tell: Progress | None = None
 ) -> UnitErrors:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from prunepass.recovery.threads import threads_for
+
 
 class Moments:
     """Hold what is known of the channels of a value, in float64.
@@ -90,8 +92,9 @@ class Gram:
         x_step, y_step = x_mean - self.mean, y_mean - self.target
         x -= x_mean[:, None]
         share, turned = self.count * n / total, x.transpose(0, 2, 1)
-        self.xx = self.xx + turned @ x + x_step[:, :, None] * x_step[:, None] * share
-        self.xy = self.xy + turned @ (y - y_mean[:, None]) + x_step[:, :, None] * y_step[:, None] * share
+        with threads_for(x.shape[2]):
+            self.xx = self.xx + turned @ x + x_step[:, :, None] * x_step[:, None] * share
+            self.xy = self.xy + turned @ (y - y_mean[:, None]) + x_step[:, :, None] * y_step[:, None] * share
         self.mean, self.target = self.mean + x_step * (n / total), self.target + y_step * (n / total)
         self.count = total
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from prunepass.recovery.threads import threads_for
+
 DAMPING = 1e-2
 """Multiple of the mean variance that is added to the diagonal: OSSCAR's default."""
 SPREAD = 2.0
@@ -51,7 +53,8 @@ class Reader:
         damping = max(DAMPING, SPREAD * len(covariance) / rows)
         share = np.where(np.diagonal(covariance) > _DEAD * scale, damping, _DEAD)
         damped = covariance + np.diag(np.maximum(share * scale, 1e-12))
-        inverse = cho_solve(cho_factor(damped, check_finite=False), np.eye(len(damped)), check_finite=False)
+        with threads_for(len(damped)):
+            inverse = cho_solve(cho_factor(damped, check_finite=False), np.eye(len(damped)), check_finite=False)
         return cls(inverse, weight * np.sqrt(importance), units)
 
 

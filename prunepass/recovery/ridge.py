@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from prunepass.recovery.threads import threads_for
+
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Multiples of the mean variance of the features; the papers on least squares after pruning use 1e-3 throughout."""
 _START = RIDGES.index(1e-3)
@@ -220,6 +222,11 @@ class Regression:
 
 def fit(train: Rows, held: Rows, start: np.ndarray, bias: np.ndarray | None, flat: Flat) -> Fit:
     """Choose the ridge by the held-back rows; start, bias: the weights to stay near to, None for no intercept."""
+    with threads_for(start.shape[1]):
+        return _fit(train, held, start, bias, flat)
+
+
+def _fit(train: Rows, held: Rows, start: np.ndarray, bias: np.ndarray | None, flat: Flat) -> Fit:
     work = Regression(train, held, start, bias is not None, flat)
     before = work.error(start, work.moments.y * 0 if bias is None else bias)
     tried: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}

@@ -31,6 +31,7 @@ from prunepass.recovery.recurrent import RecurrentRefit
 from prunepass.recovery.ridge import Fit, Flat, Rows, fit, judge
 from prunepass.recovery.staged import Staged, Store
 from prunepass.recovery.teacher import Teacher
+from prunepass.recovery.threads import one_thread
 from prunepass.rules.flat import flat_range
 from prunepass.rules.gates import Gates, gates
 from prunepass.rules.linear import Bias, Linear, bias_of, linear, residual
@@ -163,6 +164,7 @@ class Sequential:
         """A run of the dense model that is never ahead of the layers: for what asks for their dense inputs."""
         return Staged(self.teacher.graph, self.batches.feeds, self.store)
 
+    @one_thread()
     def run(self, progress: Progress | None = None) -> list[Layer]:
         """Refit every layer behind something pruned; returns what was done, in order."""
         todo = list(steps(self.graph))

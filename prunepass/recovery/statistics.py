@@ -16,6 +16,7 @@ from prunepass.graph import Graph
 from prunepass.recovery.batches import Batches
 from prunepass.recovery.moments import Gram, Moments
 from prunepass.recovery.staged import Staged, Store
+from prunepass.recovery.threads import one_thread
 from prunepass.rules.linear import Linear, linear
 
 Channels = tuple[str, tuple[int, ...]]
@@ -106,6 +107,7 @@ class Statistics:
         pick = self.batches.sampled(layer.y, batch, layer.count(y), wanted, self.seed)
         return layer.rows(x, shape, y.shape, pick), pick
 
+    @one_thread()
     def stream(self, taps: Sequence[Tap]) -> None:
         """Run the graph once, as far as the taps need it, and hand them their values batch by batch.
 
