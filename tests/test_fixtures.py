@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from fixtures import DIGITS, DIGITS_DATA, GRAPHS, HERE, INDEX, Entry, filler, load_graph, make_digits
+from fixtures import DIGITS, DIGITS_DATA, GRAPHS, HERE, INDEX, VIT, Entry, filler, load_graph, make_digits, make_vit
 from fixtures.tiny import TINY, Case, Net
 
 FAMILIES = {"cnn", "transformer", "recurrent", "detection", "other"}
@@ -79,9 +81,10 @@ def test_index_describes_the_files() -> None:
         assert entry.why
 
 
-def test_digits_reach_the_recorded_accuracy(digits: dict[str, np.ndarray]) -> None:
-    record = json.loads((HERE / "digits.json").read_text())
-    data = DIGITS.read_bytes()
+@pytest.mark.parametrize("path", [DIGITS, VIT], ids=["digits", "vit"])
+def test_digits_reach_the_recorded_accuracy(path: Path, digits: dict[str, np.ndarray]) -> None:
+    record = json.loads(path.with_suffix(".json").read_text())
+    data = path.read_bytes()
     assert hashlib.sha256(data).hexdigest() == record["sha256"]
     ((logits,),) = run(data, {"image": digits["image"]})
     correct = int((logits.argmax(1) == digits["labels"]).sum())
@@ -90,14 +93,15 @@ def test_digits_reach_the_recorded_accuracy(digits: dict[str, np.ndarray]) -> No
     assert record["accuracy"] >= 0.985
 
 
-def test_digits_model_is_the_one_of_the_script() -> None:
-    model = onnx.load(DIGITS)
+@pytest.mark.parametrize(("path", "script"), [(DIGITS, make_digits), (VIT, make_vit)], ids=["digits", "vit"])
+def test_digits_model_is_the_one_of_the_script(path: Path, script: ModuleType) -> None:
+    model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    assert list(model.graph.node) == make_digits.network().nodes
+    assert list(model.graph.node) == script.network().nodes
     image, logits = model.graph.input[0], model.graph.output[0]
     assert [image.name, logits.name] == ["image", "logits"]
     assert [value.type.tensor_type.shape.dim[0].dim_param for value in (image, logits)] == ["batch", "batch"]
-    assert DIGITS.stat().st_size <= 300_000
+    assert path.stat().st_size <= 300_000
 
 
 def test_digits_data(digits: dict[str, np.ndarray]) -> None:
