@@ -22,7 +22,7 @@ class Compensate(Rewrite):
 
     Source
         He, Zhang, Sun 2017, section 3.2; see `recovery/sequential.py`. grail: GRAIL (CPAL 2026). bias: the bias alone,
-        An et al. 2024, FLAP, section 3.3.
+        An et al. 2024, FLAP, section 3.3. Attention: CORP; see `recovery/logits.py`, `recovery/values.py`.
 
     Units
         memory: MB of activations that are held; beyond it they go to files. method: auto is ls, grail where a layer has

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,8 +24,11 @@ import numpy as np
 
 from prunepass.graph import Graph, Node
 from prunepass.manager import Progress
+from prunepass.recovery.attention import Attention
 from prunepass.recovery.batches import Batches
+from prunepass.recovery.gains import norms, refit_gain
 from prunepass.recovery.grail import folded
+from prunepass.recovery.mixing import Layered
 from prunepass.recovery.quantised import Grid, Grids
 from prunepass.recovery.recurrent import RecurrentRefit
 from prunepass.recovery.ridge import Fit, Flat, Rows, fit, judge
@@ -33,6 +36,7 @@ from prunepass.recovery.staged import Staged, Store
 from prunepass.recovery.teacher import Teacher
 from prunepass.recovery.threads import one_thread
 from prunepass.rules.flat import flat_range
+from prunepass.rules.gains import Gain
 from prunepass.rules.gates import Gates, gates
 from prunepass.rules.linear import Bias, Linear, bias_of, linear, residual
 
@@ -131,7 +135,7 @@ def places(graph: Graph) -> Iterator[Place]:
 
 
 def steps(graph: Graph) -> Iterator[Place | Gates]:
-    """Yield everything that can be refitted, in topological order."""
+    """Yield the layers that can be refitted, in topological order."""
     found: dict[int, Place | Gates] = {id(place.node): place for place in places(graph)}
     uses = graph.uses()
     for node in graph.nodes:
@@ -140,6 +144,16 @@ def steps(graph: Graph) -> Iterator[Place | Gates]:
             found[id(node)] = layer
         if id(node) in found:
             yield found[id(node)]
+
+
+Step = Place | Gates | Gain
+
+
+def all_steps(graph: Graph) -> Iterator[Step]:
+    """Yield layers, and norms that no layer makes up for, in topological order."""
+    found: dict[int, Step] = {id(layer.node): layer for layer in steps(graph)}
+    found |= {id(norm.node): norm for norm in norms(graph, found.keys())}
+    yield from (found[id(node)] for node in graph.nodes if id(node) in found)
 
 
 class Sequential:
@@ -167,27 +181,49 @@ class Sequential:
     @one_thread()
     def run(self, progress: Progress | None = None) -> list[Layer]:
         """Refit every layer behind something pruned; returns what was done, in order."""
-        todo = list(steps(self.graph))
+        whole = self.options.method in ("auto", "ls")
+        todo: list[Step] = list(all_steps(self.graph) if whole else steps(self.graph))
         waiting = {id(step.node) for step in todo}
         touched = self.teacher.behind(self.graph)
+        layers = [step for step in todo if isinstance(step, Place) and step.product.weight not in self.grids]
+        attention = Attention(self, layers if whole else [])
         for number, step in enumerate(self._ordered(todo)):
             if progress is not None:
                 progress("compensate", number, len(todo))
             waiting.discard(id(step.node))
             if step.x in touched or any(self.teacher.loses(name) for name in step.node.inputs if name):
                 start = time.perf_counter()
-                layer = Layer(step.node.name or step.node.outputs[0], step.node.op)
+                layer = self.layer(step.node)
                 if isinstance(step, Gates):
                     self._refit_states(step, layer)
+                elif isinstance(step, Gain):
+                    refit_gain(self, step, layer)
                 else:
-                    self._refit(self._with_target(step, waiting), layer)
+                    attention.look(step)
+                    place = self._with_target(step, waiting)
+                    self.layers += attention.before(place)
+                    self._refit(place, layer)
                 layer.seconds = time.perf_counter() - start
                 self.layers.append(layer)
                 log.debug("compensate: %s", layer)
+            self.layers += attention.behind(waiting)
         self.grids.close()
         return self.layers
 
-    def _ordered(self, todo: Sequence[Place | Gates]) -> Iterator[Place | Gates]:
+    @staticmethod
+    def layer(node: Node) -> Layer:
+        """Start the record of a node."""
+        return Layer(node.name or node.outputs[0], node.op)
+
+    def known(self, node: Node) -> Node | None:
+        """Return the node of the dense model that computes what this one computes."""
+        return self._known.get(node.outputs[0])
+
+    def knows(self, *names: str) -> bool:
+        """Say whether the dense model computes values of all these names."""
+        return all(name in self._known for name in names)
+
+    def _ordered(self, todo: Sequence[Step]) -> Iterator[Step]:
         """Yield the layers in topological order, but of two that meet in a residual sum first what fits less."""
         waiting = {id(step.node): step for step in todo}
         for step in todo:
@@ -195,11 +231,12 @@ class Sequential:
                 ahead = [waiting[id(node)] for node in self.pruned.pending(step.shortcut) if id(node) in waiting]
                 less = [other for other in ahead if isinstance(other, Place)]
                 if (
-                    less == ahead
+                    less
+                    and not any(isinstance(other, Gates) for other in ahead)
                     and step not in ahead
                     and all(_features(self.graph, o) < _features(self.graph, step) for o in less)
                 ):
-                    for other in less:
+                    for other in ahead:
                         del waiting[id(other.node)]
                         yield other
             if waiting.pop(id(step.node), None) is not None:
@@ -237,7 +274,7 @@ class Sequential:
         layer.features = start.shape[1]
         self.dense.need(target)
         self.pruned.need(product.x, *([place.shortcut] if place.shortcut else []))
-        rows = self._rows(place, target, start.shape)
+        rows = self.rows(place, target, start.shape)
         self.dense.release(target)
         self.pruned.release(product.x, place.shortcut)
         if isinstance(rows, str):
@@ -245,7 +282,7 @@ class Sequential:
             return
         train, held = rows
         layer.rows = train.n + held.n
-        old = self._bias_vector(place, start.shape)
+        old = self.bias_vector(place, start.shape)
         flat = Flat(*flat_range(self._uses.get(target, []), graph)) if target not in graph.results else Flat()
         found = self._fitted(place, rows, start, old, flat, layer)
         stored: tuple[Grid, Grid | None] | None = None
@@ -261,7 +298,7 @@ class Sequential:
             layer.note = "no better on held-back rows" if found.before >= rounding else "exact as it is"
             layer.method = "kept"
             return
-        self._install(place, weight, found, stored)
+        self.install(place, found, stored)
 
     def _fitted(
         self,
@@ -302,9 +339,9 @@ class Sequential:
             return
         layer.method = "ls"
         for name, new in outcome.tensors.items():
-            self._put(name, new)
+            self.put(name, new)
 
-    def _bias_vector(self, place: Place, shape: tuple[int, ...]) -> np.ndarray | None:
+    def bias_vector(self, place: Place, shape: tuple[int, ...]) -> np.ndarray | None:
         """Return the bias as (groups, outputs), zeros where there is none yet, None where there can be none."""
         if place.bias is None or (place.product.weight in self.grids and not place.bias.name):
             return None  # a float beside integers would keep onnxruntime from computing with integers
@@ -314,18 +351,40 @@ class Sequential:
             outputs += np.broadcast_to(vector.reshape(-1), outputs.size).reshape(outputs.shape)
         return outputs
 
-    def _rows(self, place: Place, target: str, shape: tuple[int, ...]) -> tuple[Rows, Rows] | str:
-        """Return rows for fitting and for judging, or why there are none."""
+    def layered(self, place: Place) -> Layered:
+        """Return matrix and bias of a layer as they are."""
+        matrix = place.product.matrix(self.graph.consts[place.product.weight].astype(np.float64))
+        return Layered(place, matrix, self.bias_vector(place, matrix.shape))
+
+    def mixed(self, place: Place, mixed: np.ndarray) -> tuple[Rows, Rows] | str:
+        """Return rows of a layer whose targets are mixed from all channels of the dense one."""
+        weight = self.graph.consts[place.product.weight]
+        return self.rows(place, place.y, (1, place.product.matrix(weight).shape[1], mixed.shape[1]), mixed)
+
+    def rows(
+        self,
+        place: Place,
+        target: str,
+        shape: tuple[int, ...],
+        mixed: np.ndarray | None = None,
+        read: Callable[[int], np.ndarray] | None = None,
+    ) -> tuple[Rows, Rows] | str:
+        """Return rows for fitting and for judging, or why there are none.
+
+        mixed: a matrix for the targets, from all channels of the dense layer. read: what gives the inputs, by batch.
+        """
         product, count = place.product, len(self.batches.feeds)
         train, held = Rows(), Rows()
         wanted = min(max(_LEAST_ROWS, _ROWS_PER_FEATURE * shape[1]), _MOST_ROW_BYTES // (4 * shape[0] * shape[1]))
         weight = self.graph.consts.shape(product.weight)
         for batch in range(count):
-            y = self.teacher.narrowed(target, self.batches.checked(target, self.dense.value(target, batch), batch))
-            x = self.pruned.value(product.x, batch)
+            whole = self.batches.checked(target, self.dense.value(target, batch), batch)
+            y = self.teacher.narrowed(target, whole)
+            x = self.pruned.value(product.x, batch) if read is None else read(batch)
             pick = self.batches.sampled(product.y, batch, product.count(y), wanted, self.options.seed)
             try:
-                a, b = product.rows(x, weight, y.shape, pick), product.targets(y, shape[0], pick)
+                a = product.rows(x, weight, y.shape, pick)
+                b = product.targets(y, shape[0], pick) if mixed is None else product.targets(whole, 1, pick) @ mixed
                 c = (
                     product.targets(self.pruned.value(place.shortcut, batch), shape[0], pick)
                     if place.shortcut
@@ -344,10 +403,12 @@ class Sequential:
             held.add(a[:, first:], b[:, first:], None if c is None else c[:, first:])
         return (train, held) if train.n and held.n else "too few rows to judge what is fitted"
 
-    def _install(self, place: Place, old: np.ndarray, found: Fit, stored: tuple[Grid, Grid | None] | None) -> None:
+    def install(self, place: Place, found: Fit, stored: tuple[Grid, Grid | None] | None = None) -> None:
+        """Put what was found in the place of the weights of a layer."""
         product, graph = place.product, self.graph
         grid, bias_grid = stored or (None, None)
-        self._put(product.weight, product.tensor(found.weight, old.shape).astype(old.dtype), grid)
+        old = graph.consts[product.weight]
+        self.put(product.weight, product.tensor(found.weight, old.shape).astype(old.dtype), grid)
         if place.bias is None or (place.product.weight in self.grids and not place.bias.name):
             return
         node, at, name = place.bias.node, place.bias.at, place.bias.name
@@ -355,16 +416,16 @@ class Sequential:
         if name and graph.consts.shape(name)[-1:] == vector.shape:
             vector = vector.reshape(graph.consts.shape(name))
         if name in self.grids:
-            self._put(name, vector, bias_grid)
+            self.put(name, vector, bias_grid)
             return
-        if not name or len(self._uses[name]) > 1:
+        if not name or len(self._uses.get(name, ())) > 1:
             name = self._fresh(f"{product.weight}__bias")
             node.inputs += [""] * (at + 1 - len(node.inputs))
             node.inputs[at] = name
         graph.consts[name] = vector
         self.biases.append(NewBias(node.outputs[0], at, name, product.y, product.axis))
 
-    def _put(self, name: str, new: np.ndarray, grid: Grid | None = None) -> None:
+    def put(self, name: str, new: np.ndarray, grid: Grid | None = None) -> None:
         """Replace a weight; of one that is stored as integers, these, and the scale if it changes."""
         if name in self.grids:
             self.changed |= self.grids.put(name, grid or self.grids[name], new)

@@ -8,7 +8,8 @@ what ran and what did not are held instead, in memory or, beyond a limit, in fil
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from prunepass.errors import PruneError
 from prunepass.feeds import Feeds
 from prunepass.graph import Graph, Node
 from prunepass.runtime import seed_random_nodes, session
+
+_MOST_SIZES = 64
+
+
+class Gone(PruneError):
+    """Say that a value cannot be computed any more."""
 
 
 class Store:
@@ -83,6 +90,7 @@ class Staged:
             for name in (*node.inputs, *node.captured):
                 self._readers.setdefault(name, set()).add(at)
         self._held: set[str] = set()
+        self._kept: set[str] = set()
         self._done: set[int] = set()
         for name in graph.input_names:
             self._hold(name, [feeds[name] for feeds in batches])
@@ -94,6 +102,15 @@ class Staged:
         if missing:
             self._run(self._pending(missing), missing)
 
+    def keep(self, *names: str) -> None:
+        """Hold values once they are computed, whoever releases them, until `let_go`."""
+        self._kept.update(names)
+
+    def let_go(self, *names: str) -> None:
+        """Hold values no longer than others."""
+        self._kept.difference_update(names)
+        self._sweep()
+
     def value(self, name: str, batch: int) -> Any:
         """Return a value for one batch."""
         return self.graph.consts[name] if name in self.graph.consts else self.store.get((id(self), name), batch)
@@ -102,6 +119,10 @@ class Staged:
         """Let go of values, as soon as no node that has not run reads them."""
         self._wanted.difference_update(names)
         self._sweep()
+
+    def has_run(self, node: Node) -> bool:
+        """Say whether a node has run: its weights are settled."""
+        return self._order.get(id(node)) in self._done
 
     def pending(self, name: str) -> list[Node]:
         """Return the nodes that have to run to compute a value."""
@@ -112,13 +133,28 @@ class Staged:
         for name in list(self._held):
             self._drop(name)
 
-    def _pending(self, names: Iterable[str]) -> list[int]:
+    def _behind(self, given: str) -> set[str]:
+        """Return what is computed from a value."""
+        found, waiting = set[str](), [given]
+        while waiting:
+            for at in self._readers.get(waiting.pop(), ()):
+                new = {out for out in self.graph.nodes[at].outputs if out} - found
+                found |= new
+                waiting += new
+        return found
+
+    def _pending(self, names: Iterable[str], given: Collection[str] = (), anew: Collection[str] = ()) -> list[int]:
         found: set[int] = set()
         waiting = list(names)
         while waiting:
             name = waiting.pop()
             node = self._producer.get(name)
-            if name in self._held or node is None or id(node) not in self._order:
+            if (
+                (name in self._held and name not in anew)
+                or name in given
+                or node is None
+                or id(node) not in self._order
+            ):
                 continue
             at = self._order[id(node)]
             if at not in found:
@@ -128,9 +164,7 @@ class Staged:
 
     def _run(self, chosen: Sequence[int], missing: Sequence[str]) -> None:
         nodes = [self.graph.nodes[at] for at in chosen]
-        made = {name for node in nodes for name in node.outputs if name}
-        read = {name for node in nodes for name in (*node.inputs, *node.captured) if name}
-        given = sorted(read & self._held - made)
+        made, given = self._around(nodes)
         self._done.update(chosen)
         kept = sorted(name for name in made if name in missing or name in self._wanted or self._alive(name))
         types = {name: _type_of(self.value(name, 0)) for name in given}
@@ -142,12 +176,47 @@ class Staged:
         self._held.update(kept)
         self._sweep()
 
+    def _around(self, nodes: Sequence[Node]) -> tuple[set[str], list[str]]:
+        """Return what some nodes compute, and what they read that is held."""
+        made = {name for node in nodes for name in node.outputs if name}
+        read = {name for node in nodes for name in (*node.inputs, *node.captured) if name}
+        return made, sorted(read & self._held - made)
+
+    def trial(
+        self, name: str, weights: Mapping[str, np.ndarray] | None = None, given: str = "", kind: int = 1
+    ) -> Trial:
+        """Prepare to compute a value that is not held, with other weights, or from another value that is given.
+
+        No node counts as run by that. kind: element type of what is given.
+
+        Raises
+            Gone: something that is read was let go of.
+        """
+        anew = self._behind(given) if given else set[str]()
+        nodes = [self.graph.nodes[at] for at in self._pending([name], {given}, anew)]
+        made, held = self._around(nodes)
+        known = {given, *made, *held, *self.graph.consts}
+        gone = [n for node in nodes for n in (*node.inputs, *node.captured) if n and n not in known]
+        if gone:
+            raise Gone(f"{name!r} is computed from {gone[0]!r}, which was let go of")
+        held = [n for n in held if n != given]
+        types = {n: _type_of(self.value(n, 0)) for n in held} | ({given: (kind, None)} if given else {})
+        part = self.graph.part(nodes, types, [name])
+        for weight, new in (weights or {}).items():
+            part.consts[weight] = new
+        try:
+            running = _start(part)
+        except PruneError as error:
+            raise Gone(f"{name!r} cannot be computed apart: {error}") from error
+        return Trial(self, name, held, given, helper.tensor_dtype_to_np_dtype(kind), running)
+
     def _alive(self, name: str) -> bool:
-        return name in self._wanted or not self._readers.get(name, set()) <= self._done
+        return name in self._wanted or name in self._kept or not self._readers.get(name, set()) <= self._done
 
     def _sweep(self) -> None:
         for name in [name for name in self._held if not self._alive(name)]:
-            self._drop(name)
+            if not _is_shape(self.value(name, 0)):  # cheap, and trials may ask for it once more
+                self._drop(name)
 
     def _hold(self, name: str, values: Sequence[np.ndarray]) -> None:
         for batch, value in enumerate(values):
@@ -157,6 +226,34 @@ class Staged:
     def _drop(self, name: str) -> None:
         self.store.drop((id(self), name), len(self.batches))
         self._held.discard(name)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Compute a value on the side; made by `Staged.trial`. dtype: of what is given."""
+
+    staged: Staged
+    name: str
+    held: Sequence[str]
+    given: str
+    dtype: np.dtype
+    running: Any
+
+    def run(self, batch: int, given: np.ndarray | None = None) -> np.ndarray:
+        """Return the value for one batch.
+
+        Raises
+            Gone: the part does not run.
+        """
+        feeds = {name: _loaded(self.staged.value(name, batch)) for name in self.held}
+        try:
+            return np.asarray(self.running.run(feeds | ({} if given is None else {self.given: given}))[self.name])
+        except PruneError as error:
+            raise Gone(f"{self.name!r} cannot be computed apart: {error}") from error
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.ndim <= 1 and value.size <= _MOST_SIZES
 
 
 def _start(part: Graph) -> Any:

@@ -71,3 +71,10 @@ class Teacher:
             return None
         kept: np.ndarray = np.logical_and.reduce([mask.reshape(-1) for mask in along])
         return kept
+
+    def left(self, name: str, shape: Sequence[int], axis: int) -> np.ndarray:
+        """Return which channels are left of a dense value of this shape, in order."""
+        turned = [1] * len(shape)
+        turned[axis] = shape[axis]
+        numbers = self.narrowed(name, np.broadcast_to(np.arange(shape[axis]).reshape(turned), shape))
+        return np.asarray(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1)[:, 0])
