@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from prunepass.graph import Graph, Node
-from prunepass.protos import subgraphs_of
+from prunepass.inference import FOLLOWS
+from prunepass.protos import op_key, subgraphs_of
 from prunepass.rules.values import SHAPE_VALUES, evaluate
 
 _SMALL_BYTES = 1024
@@ -53,6 +54,13 @@ def _inferred(graph: Graph) -> Iterator[onnx.ValueInfoProto]:
 def _with_sizes(graph: Graph) -> onnx.ModelProto:
     """Encode the model without weights, but with stored sizes."""
     model = graph.skeleton()
+    for output in model.graph.output:  # what an exporter declares may be wrong, and is not needed
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    for node in model.graph.node:
+        if FOLLOWS.get(op_key(node.op_type, node.domain), ())[:1] == (0,) and not any(node.output[1:]):
+            follow = helper.make_node("Identity", node.input[:1], node.output[:1])
+            node.CopyFrom(follow)
     stored = {name for name in graph.consts if _is_size(graph, name)} - graph.overridable
     inputs = [info for info in model.graph.input if info.name not in stored]
     del model.graph.input[:]
@@ -62,13 +70,14 @@ def _with_sizes(graph: Graph) -> onnx.ModelProto:
 
 
 def _is_size(graph: Graph, name: str) -> bool:
-    kinds = (TensorProto.INT64, TensorProto.INT32)
+    kinds = (TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT)  # numbers scale sizes
     return graph.consts.elem_type(name) in kinds and graph.consts.nbytes(name) <= _SMALL_BYTES
 
 
 def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
     yield from graph.value_info
     yield from graph.input
+    yield from graph.output
     for node in graph.node:
         for attribute in node.attribute:
             for body in subgraphs_of(attribute):

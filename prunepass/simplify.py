@@ -6,24 +6,22 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from prunepass.fixed import fold_fixed, named_shapes
+from prunepass.fixed import Named, fold_fixed, named_shapes
 from prunepass.graph import Graph, Node
-from prunepass.rules.folding import GROWS, IMPURE, RESHAPES, SHAPED_NO_OPS, WHOLE_MOVES, Shaped
-from prunepass.rules.values import VALUES, evaluate
+from prunepass.operands import cast_to_known, drop_zeros, merge_slices
+from prunepass.reshapes import bypass_stretches, merge_reshapes, sink_reshapes, spell_targets
+from prunepass.rules.folding import IMPURE, SHAPED_NO_OPS, Shaped
 from prunepass.tidying import bypass, twins
-
-_TINY_BYTES = 256
 
 
 def simplify_more(graph: Graph) -> int:
     """Apply each rewrite once; return the number of changes."""
-    steps = (fold_sizes_of_file, share_nodes, bypass_at_shapes, merge_moves, pad_in_convolutions, fuse_gemm, fold_large)
-    return sum([step(graph) for step in steps])
-
-
-def fold_sizes_of_file(graph: Graph) -> int:
-    """Replace sizes that the file fixes by constants, whatever other axes do."""
-    return fold_fixed(graph, always=True)
+    plain = (share_nodes, drop_zeros, merge_slices, merge_transposes, pad_in_convolutions)
+    changes = fold_fixed(graph, always=True) + sum([step(graph) for step in plain])
+    shapes, kinds = named_shapes(graph)
+    changes += bypass_at_shapes(graph, shapes, kinds) + cast_to_known(graph, kinds)
+    shaped = (spell_targets, merge_reshapes, bypass_stretches, fuse_gemm, sink_reshapes)  # the last one changes shapes
+    return changes + sum([step(graph, shapes) for step in shaped])
 
 
 def share_nodes(graph: Graph) -> int:
@@ -57,11 +55,8 @@ def _present(node: Node) -> tuple[bool, ...]:
     return tuple(bool(name) for name in node.outputs)
 
 
-def bypass_at_shapes(graph: Graph) -> int:
+def bypass_at_shapes(graph: Graph, shapes: Mapping[str, Named], kinds: Mapping[str, int]) -> int:
     """Let users of a node that changes nothing, given the shapes that the file fixes, read its input."""
-    if not any(node.op in SHAPED_NO_OPS for node in graph.walk()):
-        return 0
-    shapes, kinds = named_shapes(graph)
     fixed = {name: graph.consts[name] for name in graph.consts.keys() - graph.overridable if _small(graph, name)}
 
     def changes_nothing(node: Node) -> int | None:
@@ -75,58 +70,29 @@ def _small(graph: Graph, name: str) -> bool:
     return graph.consts.nbytes(name) <= 1 << 12
 
 
-def fold_large(graph: Graph) -> int:
-    """Evaluate nodes whose operands are all stored, where the result is not larger than what only they read."""
-    uses, results, gone = graph.uses(), graph.results, list[Node]()
-    stored = graph.consts.keys() - graph.overridable
-    for node in graph.walk():
-        given = {name for name in node.inputs if name}
-        if node.op not in VALUES or not given or not given <= stored or not results.isdisjoint(node.outputs):
-            continue
-        own = sum(graph.consts.nbytes(name) for name in given if len({id(n) for n, _ in uses[name]}) == 1)
-        if node.op in GROWS or (node.op in WHOLE_MOVES and not own):
-            continue
-        found = evaluate(node, [graph.consts[name] if name else None for name in node.inputs])
-        if found is not None and sum(array.nbytes for array in found) <= max(own, _TINY_BYTES):
-            graph.consts.update({name: np.asarray(array) for name, array in zip(node.outputs, found) if name})
-            gone.append(node)
-    return graph.remove(gone)
-
-
 # ---- pairs -----------------------------------------------------------------------------------------------------------
 def _pairs(graph: Graph, ops: frozenset[str]) -> Iterator[tuple[Node, Node, int]]:
-    """Yield (maker, reader, position) where only the reader sees what the maker makes."""
-    uses, results, made = graph.uses(), graph.results, graph.producers()
-    for reader in list(graph.walk()):
-        for position, name in enumerate(reader.inputs if reader.op in ops else ()):
-            if name in made and len(uses.get(name, ())) == 1 and name not in results:
-                yield made[name], reader, position
+    """Yield (maker, reader, position) where only the reader, in the same body, sees what the maker makes."""
+    uses, results = graph.uses(), graph.results
+    for nodes in (*(body.nodes for body in graph.bodies), graph.nodes):
+        made = {name: node for node in nodes for name in node.outputs if name}
+        for reader in list(nodes):
+            for position, name in enumerate(reader.inputs if reader.op in ops else ()):
+                if name in made and len(uses.get(name, ())) == 1 and name not in results:
+                    yield made[name], reader, position
 
 
-def merge_moves(graph: Graph) -> int:
-    """Make one Transpose of two, and one Reshape of two that only change the shape; return how many went."""
-    gone: dict[int, Node] = {}
-    for maker, reader, position in _pairs(graph, frozenset(("Transpose", "Reshape"))):
-        same = maker.op in RESHAPES if reader.op == "Reshape" else maker.op == reader.op
-        if position or id(maker) in gone or id(reader) in gone or not same:
-            continue
-        if reader.op == "Transpose":
-            inner, outer = maker.attr("perm"), reader.attr("perm")
-            if inner is None or outer is None:
-                continue
-            reader.set_attr("perm", [inner[axis] for axis in outer])
-        elif not _spelled_out(graph, reader):
-            continue
-        reader.inputs[0] = maker.inputs[0]
-        gone[id(maker)] = maker
-    return graph.remove(gone.values())
-
-
-def _spelled_out(graph: Graph, node: Node) -> bool:
-    """Whether the target of a Reshape copies no size from its input."""
-    target = node.inputs[1] if len(node.inputs) > 1 else ""
-    stored = target in graph.consts and target not in graph.overridable
-    return stored and not node.attr("allowzero", 0) and bool((graph.consts[target] != 0).all())
+def merge_transposes(graph: Graph) -> int:
+    """Let a Transpose read what the one in front of it reads; return how many."""
+    makers, changes = graph.producers(), 0
+    for node in graph.walk():
+        maker = makers.get(node.inputs[0]) if node.op == "Transpose" else None
+        inner, outer = (n.attr("perm") if n and n.op == "Transpose" else None for n in (maker, node))
+        if maker is not None and inner is not None and outer is not None:
+            node.set_attr("perm", [inner[axis] for axis in outer])
+            node.inputs[0] = maker.inputs[0]
+            changes += 1
+    return changes
 
 
 def pad_in_convolutions(graph: Graph) -> int:
@@ -160,12 +126,10 @@ def _zero_border(graph: Graph, node: Node) -> list[int] | None:
     return None if number or any(outer) or min(widths) < 0 or rank < 3 else widths
 
 
-def fuse_gemm(graph: Graph) -> int:
+def fuse_gemm(graph: Graph, shapes: Mapping[str, Named]) -> int:
     """Make a Gemm of a MatMul of matrices and an Add of one number per column; return how many."""
-    if graph.opset < 7 or not any(node.op == "MatMul" for node in graph.walk()):
-        return 0
-    shapes, gone, done = named_shapes(graph)[0], list[Node](), dict[int, tuple[Node, ...]]()
-    for maker, reader, position in _pairs(graph, frozenset(("Add",))):
+    gone, done = list[Node](), dict[int, tuple[Node, ...]]()
+    for maker, reader, position in _pairs(graph, frozenset(("Add",))) if graph.opset >= 7 else ():
         if maker.op == "MatMul" and id(reader) not in done and _is_dense(graph, maker, reader, position, shapes):
             inputs = [*maker.inputs, reader.inputs[1 - position]]
             done[id(reader)] = (Node.make("Gemm", inputs, reader.outputs, name=maker.name),)
@@ -176,7 +140,7 @@ def fuse_gemm(graph: Graph) -> int:
 
 
 def _is_dense(
-    graph: Graph, product: Node, total: Node, position: int, shapes: Mapping[str, tuple[object, ...]]
+    graph: Graph, product: Node, total: Node, position: int, shapes: Mapping[str, Named]
 ) -> bool:
     weight, bias = product.inputs[1], total.inputs[1 - position]
     if weight not in graph.consts or bias not in graph.consts or len(shapes.get(product.inputs[0], ())) != 2:
@@ -186,4 +150,4 @@ def _is_dense(
     return floats and len(shape) == 2 and row in ((shape[1],), (1, shape[1]))
 
 
-__all__ = ["bypass_at_shapes", "fuse_gemm", "merge_moves", "pad_in_convolutions", "share_nodes", "simplify_more"]
+__all__ = ["bypass_at_shapes", "fuse_gemm", "merge_transposes", "pad_in_convolutions", "share_nodes", "simplify_more"]

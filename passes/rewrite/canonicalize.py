@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,11 @@ from prunepass.rules.values import SHAPE_VALUES, VALUES, evaluate
 from prunepass.sequences import unpack_sequences
 from prunepass.shuffle import chains, gather_shuffles, is_static
 from prunepass.simplify import simplify_more
+from prunepass.stored import fold_stored
 from prunepass.strides import reshape_views
 from prunepass.tidying import bypass_no_ops, remove_dead, remove_unused
 
+Step = Callable[[Graph], int]
 _SMALL_BYTES = 1 << 14
 _PASSING_BYTES = 1 << 16
 _FEW = 64
@@ -47,30 +50,31 @@ class Canonicalize(Rewrite):
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes, constants and uses that changed."""
-        changes = self._usual(graph, facts)
+        fold = fold_stored if self.thorough else fold_constants
+        changes = self._usual(graph, facts, fold)
         while self.thorough and (found := simplify_more(graph)):
             facts.invalidate()
-            changes += found + simplify(graph)
+            changes += found + simplify(graph, fold)
         return changes
 
-    def _usual(self, graph: Graph, facts: Facts) -> int:
-        changes = enter_bodies(graph) + simplify(graph)
+    def _usual(self, graph: Graph, facts: Facts, fold: Step) -> int:
+        changes = enter_bodies(graph) + simplify(graph, fold)
         while folded := fold_fixed(graph):
-            changes += folded + simplify(graph)
+            changes += folded + simplify(graph, fold)
         unpacked = unpack_sequences(graph)
         if unpacked:
             facts.invalidate()  # more shapes can be inferred now
         by_shape = unpacked + use_shapes(graph, facts)
-        return changes + by_shape + (simplify(graph) if by_shape else 0)
+        return changes + by_shape + (simplify(graph, fold) if by_shape else 0)
 
 
-def simplify(graph: Graph) -> int:
+def simplify(graph: Graph, fold: Step) -> int:
     """Apply what needs no shapes until nothing changes."""
     total = 0
     steps = (
         store_constants,
         bypass_no_ops,
-        fold_constants,
+        fold,
         reshape_views,
         inline_branches,
         remove_dead,

@@ -15,6 +15,17 @@ WHOLE_MOVES = frozenset("Flatten Identity Reshape Squeeze Transpose Unsqueeze".s
 """The result holds the same elements, all of them."""
 RESHAPES = frozenset("Flatten Reshape Squeeze Unsqueeze".split())
 """The elements keep their order."""
+BROADCASTS = frozenset(
+    "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or "
+    "Pow Sub Sum Where Xor".split()
+)
+"""Element by element; operands are stretched to one another."""
+POINTWISE = BROADCASTS | frozenset(
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
+    "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
+    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu".split()
+)
+"""What one element becomes depends on no other one, and not on where it is."""
 MOVES = WHOLE_MOVES | frozenset("Concat Gather ScatterElements ScatterND Slice Split".split())
 """The result is made of elements that were read; a large constant may be moved once and for all."""
 GROWS: Table[int] = Table("the position of the operand that says how large the result is")
@@ -47,6 +58,16 @@ IMPURE = frozenset(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout".split()
 )
 """Two of them, with equal operands, may give different results."""
+
+
+KEEPS_ZERO = WHOLE_MOVES | frozenset("Cast Concat Expand Gather Slice Split Tile".split())
+"""Made of zeros where the data are zeros, whatever indices and sizes turn out to be."""
+KEEPS_ZERO_OF: Table[int] = Table("how many of the first operands are data; all where there is no row")
+KEEPS_ZERO_OF("Expand Gather Reshape Slice Split Squeeze Tile Unsqueeze", 1)
+ASSUMED: Table[tuple[int, ...]] = Table("the operands that are taken for zeros where they are left out")
+ASSUMED("Conv ConvTranspose Gemm", (2,))
+ASSUMED("LSTM", (3, 5, 6, 7))
+ASSUMED("GRU RNN", (3, 5))
 
 
 @dataclass(frozen=True)
