@@ -50,6 +50,8 @@ class Fold:
         contraction = self._contraction(maker)
         if bias is None or contraction is None or contraction.out_axis != 1:
             return False
+        if not between and self._grows(maker, contraction, self.shift):
+            return False
         weight = self._scaled(maker, SCALE_OUTPUTS[maker.op], self.scale)
         if weight is None:
             return False
@@ -87,6 +89,8 @@ class Fold:
             return False
         values = self.shift.reshape(contraction.reads.shape[0], -1)[group, index]
         amount = contribution(contraction, group, index, values) if group.size else np.zeros(1)
+        if self._grows(reader, contraction, amount):
+            return False
         self._store(reader, 1, weight)
         reader.inputs[0] = self.source
         self.graph.remove([self.node])
@@ -119,6 +123,21 @@ class Fold:
         if not self._own(node, 2) or self.graph.consts[node.inputs[2]].size not in (1, self.scale.size):
             return None
         return [(node, 2)]
+
+    def _grows(self, node: Node, contraction: Contraction, amount: np.ndarray) -> bool:
+        """Whether a bias that is not there yet would be larger than all that goes."""
+        at = contraction.bias
+        name = node.inputs[at] if at is not None and at < len(node.inputs) else ""
+        behind = self.uses.get(node.outputs[0], [])
+        if not amount.any() or (name and self.graph.consts[name].size == amount.size):
+            return False
+        if len(behind) == 1 and behind[0][0].op in SUMS and self._stored_vector(behind[0][0], amount.size):
+            return False
+        gone = [name for at, name in enumerate(self.node.inputs) if self._own(self.node, at)]
+        return amount.size > sum(self.graph.consts[name].size for name in gone)
+
+    def _stored_vector(self, node: Node, size: int) -> bool:
+        return any(self._own(node, at) and self.graph.consts[node.inputs[at]].size == size for at in (0, 1))
 
     def _contraction(self, node: Node) -> Contraction | None:
         known = view(self.graph, node, self.shapes.shape, self.shapes.value, {})

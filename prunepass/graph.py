@@ -61,6 +61,13 @@ class Graph:
         """Constants that a caller may feed instead: they are graph inputs, too (IR version 4 and later)."""
         return frozenset(self._defaulted) if self._shell.ir_version >= 4 else frozenset()
 
+    def fix_defaults(self) -> int:
+        """Take stored tensors that a caller may feed for fixed, so that these inputs go; return how many."""
+        fixed = self.overridable
+        self._defaulted = [name for name in self._defaulted if name not in fixed]
+        self._all_inputs = [info for info in self._all_inputs if info.name not in fixed]
+        return len(fixed)
+
     @property
     def bodies(self) -> list[Body]:
         """All bodies that were entered, inner ones first."""

@@ -1,41 +1,15 @@
-"""Small rewrites of Reshape and its like: sizes written out, two made one, moved behind what no shape matters to."""
+"""Small rewrites of Reshape and its like: two made one, moved behind what no shape matters to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from prunepass.fixed import Named
 from prunepass.graph import Graph, Node
 from prunepass.rules.folding import BROADCASTS, POINTWISE, RESHAPES
+from prunepass.targets import fixed_target, store_target
 
 Shapes = Mapping[str, Named]
-
-
-def spell_targets(graph: Graph, shapes: Shapes) -> int:
-    """Give each Reshape a stored target where the file leaves at most one size open; return how many."""
-    changes = 0
-    for node in graph.walk() if graph.opset >= 5 else ():
-        if node.op == "Reshape" and len(node.inputs) > 1 and node.inputs[1] not in graph.consts:
-            sizes = _sizes(node, shapes)
-            if sizes is not None:
-                node.inputs[1] = _store(graph, node, sizes)
-                changes += 1
-    return changes
-
-
-def _sizes(node: Node, shapes: Shapes) -> list[int] | None:
-    """Return the target of a Reshape that has the same result, -1 for the size that is left open."""
-    dims = shapes.get(node.outputs[0])
-    sizes = None if dims is None else [size if isinstance(size, int) else -1 for size in dims]
-    return sizes if sizes is not None and 0 not in sizes and sizes.count(-1) <= 1 else None
-
-
-def _store(graph: Graph, node: Node, sizes: list[int]) -> str:
-    name = graph.fresh_name(f"{node.outputs[0]}_shape")
-    graph.consts[name] = np.array(sizes, np.int64)
-    return name
 
 
 def merge_reshapes(graph: Graph, shapes: Shapes) -> int:
@@ -58,10 +32,10 @@ def _reshaped(graph: Graph, node: Node, source: str, shapes: Shapes) -> Node | N
     """Return a Reshape of something with the same elements; None where the target is not known."""
     target = node.inputs[1] if node.op == "Reshape" and len(node.inputs) > 1 else ""
     if not (target in graph.consts and target not in graph.overridable and bool((graph.consts[target] != 0).all())):
-        sizes = _sizes(node, shapes)
+        sizes = fixed_target(node, shapes)
         if sizes is None:
             return None
-        target = _store(graph, node, sizes)
+        target = store_target(graph, node, sizes)
     return Node.make("Reshape", [source, target], node.outputs, name=node.name)
 
 
@@ -159,6 +133,4 @@ def _stretches_alike(own: Named, stretched: Named, others: list[Named]) -> bool:
     return True
 
 
-
-
-__all__ = ["bypass_stretches", "merge_reshapes", "sink_reshapes", "spell_targets"]
+__all__ = ["bypass_stretches", "merge_reshapes", "sink_reshapes"]

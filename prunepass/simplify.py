@@ -9,14 +9,15 @@ import numpy as np
 from prunepass.fixed import Named, fold_fixed, named_shapes
 from prunepass.graph import Graph, Node
 from prunepass.operands import cast_to_known, drop_zeros, merge_slices
-from prunepass.reshapes import bypass_stretches, merge_reshapes, sink_reshapes, spell_targets
+from prunepass.reshapes import bypass_stretches, merge_reshapes, sink_reshapes
 from prunepass.rules.folding import IMPURE, SHAPED_NO_OPS, Shaped
+from prunepass.targets import spell_targets
 from prunepass.tidying import bypass, twins
 
 
 def simplify_more(graph: Graph) -> int:
     """Apply each rewrite once; return the number of changes."""
-    plain = (share_nodes, drop_zeros, merge_slices, merge_transposes, pad_in_convolutions)
+    plain = (share_nodes, drop_zeros, merge_slices, merge_transposes, merge_concats, pad_in_convolutions)
     changes = fold_fixed(graph, always=True) + sum([step(graph) for step in plain])
     shapes, kinds = named_shapes(graph)
     changes += bypass_at_shapes(graph, shapes, kinds) + cast_to_known(graph, kinds)
@@ -95,6 +96,17 @@ def merge_transposes(graph: Graph) -> int:
     return changes
 
 
+def merge_concats(graph: Graph) -> int:
+    """Let a Concat take in one along the same axis that nobody else reads; return how many."""
+    gone = dict[int, Node]()
+    for maker, reader, _ in _pairs(graph, frozenset(("Concat",))):
+        if maker.op == "Concat" and maker.attr("axis") == reader.attr("axis") and maker.attr("axis", -1) >= 0:
+            at = reader.inputs.index(maker.outputs[0])
+            reader.inputs[at : at + 1] = maker.inputs
+            gone[id(maker)] = maker
+    return graph.remove(gone.values())
+
+
 def pad_in_convolutions(graph: Graph) -> int:
     """Let a Conv pad with zeros by itself; return the number of Pad nodes that went."""
     gone: list[Node] = []
@@ -139,9 +151,7 @@ def fuse_gemm(graph: Graph, shapes: Mapping[str, Named]) -> int:
     return len(gone)
 
 
-def _is_dense(
-    graph: Graph, product: Node, total: Node, position: int, shapes: Mapping[str, Named]
-) -> bool:
+def _is_dense(graph: Graph, product: Node, total: Node, position: int, shapes: Mapping[str, Named]) -> bool:
     weight, bias = product.inputs[1], total.inputs[1 - position]
     if weight not in graph.consts or bias not in graph.consts or len(shapes.get(product.inputs[0], ())) != 2:
         return False
@@ -150,4 +160,12 @@ def _is_dense(
     return floats and len(shape) == 2 and row in ((shape[1],), (1, shape[1]))
 
 
-__all__ = ["bypass_at_shapes", "fuse_gemm", "merge_transposes", "pad_in_convolutions", "share_nodes", "simplify_more"]
+__all__ = [
+    "bypass_at_shapes",
+    "fuse_gemm",
+    "merge_concats",
+    "merge_transposes",
+    "pad_in_convolutions",
+    "share_nodes",
+    "simplify_more",
+]

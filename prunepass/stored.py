@@ -17,8 +17,8 @@ from prunepass.rules.values import VALUES, element_type, evaluate
 from prunepass.tidying import twins
 
 _NODE_BYTES = 256
-"""What a node is worth: so many bytes of integers may be stored to be rid of it, or a fourth of numbers."""
-_NUMBER = 4
+_NUMBER = 16
+"""What a node is worth: so many bytes of integers may be stored to be rid of it, a sixteenth where they are numbers."""
 _MOST_ELEMENTS, _FEW_ELEMENTS = 1 << 24, 1 << 12
 _MOST_BYTES = 1 << 28
 _ENDLESS = 1 << 30

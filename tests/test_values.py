@@ -307,6 +307,9 @@ LAYOUT = [
 NORMS = [
     case("BatchNormalization", F, *(P[0, :, i] for i in range(4)), epsilon=0.1),
     case("BatchNormalization", F, *(P[0, :, i] for i in range(4)), outputs=3, training_mode=1),
+    case("LayerNormalization", F, P[0, 0], F[0, 1]),
+    case("LayerNormalization", F, P[0], axis=1, epsilon=0.1),
+    *(case(op, F, opset=opset, axis=axis) for op in ("Softmax", "LogSoftmax") for opset, axis in ((11, 2), (17, -1))),
 ]
 CASES = [*families(), *ARITHMETIC, *CONSTANTS, *INDEXING, *LAYOUT, *NORMS]
 

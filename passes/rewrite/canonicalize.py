@@ -42,16 +42,19 @@ class Canonicalize(Rewrite):
 
     Units
         thorough: compute equal nodes once, too, fuse MatMul and Add, and drop what changes nothing at these shapes.
+        fixed: stored tensors that are inputs, too, as some exporters write all weights, are no inputs any longer.
     """
 
     name = "canonicalize"
 
     thorough: bool = False
+    fixed: bool = False
 
     def run(self, graph: Graph, facts: Facts) -> int:
         """Return the number of nodes, constants and uses that changed."""
         fold = fold_stored if self.thorough else fold_constants
-        changes = self._usual(graph, facts, fold)
+        changes = graph.fix_defaults() if self.fixed else 0
+        changes += self._usual(graph, facts, fold)
         while self.thorough and (found := simplify_more(graph)):
             facts.invalidate()
             changes += found + simplify(graph, fold)

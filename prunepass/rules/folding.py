@@ -39,6 +39,7 @@ def _alone(node: Node, consts: Consts) -> bool:
 
 NO_OPS("Identity", _alone)
 NO_OPS("Concat Max Mean Min Sum", lambda node, consts: len(node.inputs) == 1)
+NO_OPS("Split", lambda node, consts: len(node.outputs) == 1)
 NO_OPS("Dropout", lambda node, consts: _alone(node, consts) and len(node.inputs) < 3)
 
 
@@ -60,6 +61,9 @@ IMPURE = frozenset(
 """Two of them, with equal operands, may give different results."""
 
 
+SIZE_MOVES: Table[int] = Table("how many operands hold elements of the result, 0 for all; the others must be stored")
+SIZE_MOVES("Cast Gather Identity Reshape Slice Split Squeeze Unsqueeze", 1)
+SIZE_MOVES("Concat", 0)
 KEEPS_ZERO = WHOLE_MOVES | frozenset("Cast Concat Expand Gather Slice Split Tile".split())
 """Made of zeros where the data are zeros, whatever indices and sizes turn out to be."""
 KEEPS_ZERO_OF: Table[int] = Table("how many of the first operands are data; all where there is no row")

@@ -24,3 +24,27 @@ def batch_norm(node: Node, xs: Operands) -> list[np.ndarray]:
     deviation = np.sqrt(var.reshape(shape) + node.attr("epsilon", 1e-5))
     result = (x - mean.reshape(shape)) / deviation * scale.reshape(shape) + bias.reshape(shape)
     return [v.astype(xs[0].dtype) for v in (result, *running)][: len(node.outputs)]
+
+
+@VALUES.row("LayerNormalization")
+def layer_norm(node: Node, xs: Operands) -> list[np.ndarray]:
+    """Normalise over the axes from `axis` on."""
+    if any(node.outputs[1:]):
+        raise ValueError("its statistics are read")
+    x, scale, *bias = (v.astype(np.float64) for v in xs if v is not None)
+    over = tuple(range(node.attr("axis", -1) % xs[0].ndim, xs[0].ndim))
+    deviation = np.sqrt(x.var(axis=over, keepdims=True) + node.attr("epsilon", 1e-5))
+    result = (x - x.mean(axis=over, keepdims=True)) / deviation * scale + sum(bias)
+    return [result.astype(xs[0].dtype)]
+
+
+@VALUES.row("Softmax LogSoftmax")
+def softmax(node: Node, xs: Operands) -> list[np.ndarray]:
+    """Normalise over one axis; before opset 13 over all from one on, which only the last one is certain to be alike."""
+    axis = node.attr("axis", -1)
+    if axis not in (-1, xs[0].ndim - 1) or "axis" not in node.attrs:
+        raise ValueError("means something else in another opset")
+    shifted = xs[0].astype(np.float64) - xs[0].max(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True)
+    result = np.exp(shifted) / total if node.op == "Softmax" else shifted - np.log(total)
+    return [result.astype(xs[0].dtype)]
