@@ -22,6 +22,7 @@ from prunepass.verify import certify
 PIPELINES = (
     "canonicalize,fold-zero-filters,clean",
     "canonicalize,fold-batchnorm,fold-zero-filters,clean",
+    "canonicalize{thorough=true},fold-batchnorm,fold-zero-filters,clean",
     "canonicalize,select{ratio=0.4 align=1},slice-channels,fold-zero-filters,clean",
 )
 

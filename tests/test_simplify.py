@@ -137,8 +137,8 @@ CASES = [  # what, frame, body, constants, operators that are left
     ("a target in another type", IMAGE, ("s = Shape(x) z = Cast <to = 6> (s) c = Slice(z, i, j) u = Squeeze(c) "
      "v = Unsqueeze(u, i) k = Concat <axis = 0> (v, t) w = Cast <to = 7> (k) y0 = Reshape(x, w) y = Neg(y0)"),
      {"i": np.array([0]), "j": np.array([1]), "t": np.array([3, 8], np.int32)}, "Reshape Neg"),
-    ("a target with two, one copied", "g (float[n, m, 6] x) => (float[a, b, c, d] y)", ("s = Shape(x) c = Slice(s, i, j) "
-     "k = Concat <axis = 0> (c, t) y0 = Reshape(x, k) y = Neg(y0)"),
+    ("a target with two, one copied", "g (float[n, m, 6] x) => (float[a, b, c, d] y)",
+     ("s = Shape(x) c = Slice(s, i, j) k = Concat <axis = 0> (c, t) y0 = Reshape(x, k) y = Neg(y0)"),
      {"i": np.array([0]), "j": np.array([2]), "t": np.array([2, 3])}, "Reshape Neg"),
     ("a target with two elsewhere", IMAGE.replace("4, 6", "m, 6").replace("n, p, q", "a, b, c, d"),
      ("z = Transpose <perm = [2, 1, 0]> (x) s = Shape(z) c = Slice(s, i, j) k = Concat <axis = 0> (t, c) "
