@@ -181,6 +181,44 @@ def affine(graph: Graph, node: Node, shapes: Any) -> tuple[np.ndarray, np.ndarra
     return found if found is not None and all(np.isfinite(v).all() for v in found) else None
 
 
+def untie(graph: Graph, shapes: Any) -> int:
+    """Give each user of a shared weight a copy where the same BatchNormalization follows all; return how many copies.
+
+    Folded, the copies are equal again, and are shared again when tensors are stored.
+    """
+    uses, results, changes = graph.uses(), graph.results, 0
+    main = {id(node) for node in graph.nodes}
+    for name, users in uses.items():
+        if len(users) < 2 or name not in graph.consts or name in graph.overridable or name in results:
+            continue
+        follows = [_alone_behind(graph, uses, node) for node, _ in users]
+        if any(n is None or n.op != "BatchNormalization" or id(n) not in main for n in follows):
+            continue
+        if len({(node.op, position, *_attributes(node)) for node, position in users}) > 1 or users[0][1] != 1:
+            continue
+        ranks = {len(shapes.shape.get(node.outputs[0], ())) for node, _ in users}
+        if users[0][0].op not in SCALE_OUTPUTS or any(len(node.inputs) > 2 for node, _ in users) or len(ranks) > 1:
+            continue
+        found = [affine(graph, node, shapes) for node in follows if node is not None]
+        if all(f is not None and all(map(np.array_equal, f, found[0] or ())) for f in found):
+            for node, position in users[1:]:
+                node.inputs[position] = graph.fresh_name(name)
+                graph.consts.alias(node.inputs[position], name)
+                changes += 1
+    return changes
+
+
+def _alone_behind(graph: Graph, uses: Any, node: Node) -> Node | None:
+    """Return the only node that reads a result, as its data."""
+    readers = uses.get(node.outputs[0], [])
+    alone = len(readers) == 1 and readers[0][1] == 0 and node.outputs[0] not in graph.results
+    return readers[0][0] if alone else None
+
+
+def _attributes(node: Node) -> tuple[bytes, ...]:
+    return tuple(sorted(attribute.SerializeToString() for attribute in node.to_proto().attribute))
+
+
 def swap_stored(graph: Graph, node: Node) -> Node:
     """Return a node that commutes with its stored operand behind the other one."""
     if node.op not in COMMUTES or len(node.inputs) != 2 or node.inputs[0] not in graph.consts:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from prunepass.fixed import Named
 from prunepass.graph import Graph, Node
 from prunepass.rules.folding import ASSUMED, KEEPS_ZERO, KEEPS_ZERO_OF
 
@@ -49,6 +50,22 @@ def cast_to_known(graph: Graph, kinds: Mapping[str, int]) -> int:
     return graph.replace(made)
 
 
+def decide_where(graph: Graph, shapes: Mapping[str, Named]) -> int:
+    """Make an Expand of a Where that always takes the same side; return how many."""
+    made: dict[int, tuple[Node, ...]] = {}
+    for node in graph.walk() if graph.opset >= 9 else ():
+        stored = node.op == "Where" and node.inputs[0] in graph.consts.keys() - graph.overridable
+        asked = graph.consts[node.inputs[0]].reshape(-1) if stored else np.zeros(0, bool)
+        dims = shapes.get(node.outputs[0], (None,))
+        sizes = [size for size in dims if isinstance(size, int)]
+        if asked.size and bool((asked == asked[0]).all()) and len(sizes) == len(dims):
+            target = graph.fresh_name(f"{node.outputs[0]}_shape")
+            graph.consts[target] = np.array(sizes, np.int64)
+            taken = node.inputs[1 if asked[0] else 2]
+            made[id(node)] = (Node.make("Expand", [taken, target], node.outputs, name=node.name),)
+    return graph.replace(made)
+
+
 def merge_slices(graph: Graph) -> int:
     """Let a Slice of a slice along other axes cut both ways; return how many."""
     uses, results, changes = graph.uses(), graph.results, 0
@@ -86,4 +103,4 @@ def _cuts(graph: Graph, node: Node) -> list[list[int]] | None:
     return found if all(axis >= 0 for axis in found[2]) else None
 
 
-__all__ = ["cast_to_known", "drop_zeros", "is_zero", "merge_slices"]
+__all__ = ["cast_to_known", "decide_where", "drop_zeros", "is_zero", "merge_slices"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from prunepass.fixed import Named, fold_fixed, named_shapes
 from prunepass.graph import Graph, Node
-from prunepass.operands import cast_to_known, drop_zeros, merge_slices
+from prunepass.operands import cast_to_known, decide_where, drop_zeros, merge_slices
 from prunepass.reshapes import bypass_stretches, merge_reshapes, sink_reshapes
 from prunepass.rules.folding import IMPURE, SHAPED_NO_OPS, Shaped
 from prunepass.targets import spell_targets
@@ -21,7 +21,14 @@ def simplify_more(graph: Graph) -> int:
     changes = fold_fixed(graph, always=True) + sum([step(graph) for step in plain])
     shapes, kinds = named_shapes(graph)
     changes += bypass_at_shapes(graph, shapes, kinds) + cast_to_known(graph, kinds)
-    shaped = (spell_targets, merge_reshapes, bypass_stretches, fuse_gemm, sink_reshapes)  # the last one changes shapes
+    shaped = (
+        decide_where,
+        spell_targets,
+        merge_reshapes,
+        bypass_stretches,
+        fuse_gemm,
+        sink_reshapes,
+    )  # the last one changes shapes
     return changes + sum([step(graph, shapes) for step in shaped])
 
 

@@ -73,6 +73,8 @@ FOLDS = [  # name, frame, body, constants, operators that are left
     ("a shift in front", IMAGE, "h = Add(s, x) y = Conv(h, w, b)", {"w": W1, "b": weight(6), "s": weight(4, 1, 1)},
      "Conv"),
     ("a shift of gemm", ROWS, "h = Gemm(x, w) y = Add(h, s)", {"w": D, "s": weight(6)}, "Gemm"),
+    ("a shared weight, and the same behind it", BARE, (f"h = Conv(x, w) a = {NORM.format('h')} r = Relu(x) "
+     f"k = Conv(r, w) b = {NORM.format('k')} y = Add(a, b)"), {"w": W1, **norm(6)}, "Conv Relu Conv Add"),
     ("in front of matmul and add", ROWS, f"{B} a = MatMul(h, w) y = Add(a, b)", {"w": D, "b": weight(6), **norm(4)},
      "Gemm"),
 ]  # fmt: skip
@@ -89,6 +91,8 @@ STAYS = [
      {"w": W1, **norm(4)}),
     ("a shared weight", BARE, f"h = Conv(x, w) a = {NORM.format('h')} r = Relu(x) b = Conv(r, w) y = Add(a, b)",
      {"w": W1, **norm(6)}),
+    ("a shared weight, and something else behind it", BARE, (f"h = Conv(x, w) a = {NORM.format('h')} r = Relu(x) "
+     f"k = Conv(r, w) b = {NORM.format('k').replace('s, t', 't, s')} y = Add(a, b)"), {"w": W1, **norm(6)}),
     ("a computed weight", BARE, f"f = ReduceMax <keepdims = 0> (x) v = Mul(w, f) h = Conv(x, v) {A}",
      {"w": W1, **norm(6)}),
     ("training", IMAGE.replace("y) ", "y, float[6] p, float[6] q) "),

@@ -180,6 +180,12 @@ CASES = [  # what, frame, body, constants, operators that are left
     # operands that are assumed
     ("a bias of zeros", PIXELS, "y = Conv(x, w, b)", {"w": weight(4, 3, 3, 3), "b": np.zeros(4, np.float32)}, "Conv"),
     ("the type of something", ROWS, "a = CastLike(o, x) y = Max(x, a)", {"o": np.int64(1)}, "Max"),
+    ("a choice that is none", IMAGE, "a = Where(c, z, m) b = Add(x, a) y = Neg(b)",
+     {"c": np.ones((1, 4, 6), bool), "z": np.float32(0), "m": np.float32(-9)}, "Neg"),
+    ("a choice that is one", IMAGE, "a = Where(c, z, m) y = Add(x, a)",
+     {"c": np.eye(4, 6, dtype=bool), "z": np.float32(0), "m": np.float32(-9)}, "Where Add"),
+    ("a choice of what is not fixed", IMAGE, "a = Where(c, x, m) y = Exp(a)",
+     {"c": np.ones((1, 1, 1), bool), "m": np.float32(-9)}, "Where Exp"),
     # stored tensors
     ("a small one makes two", ROWS, "a = Cos(k) b = Sin(k) c = MatMul(x, a) d = MatMul(x, b) y = Sub(c, d)",
      {"k": weight(6, 40)}, "Cos Sin MatMul MatMul Sub"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from prunepass.batchnorm import Fold, affine, swap_stored
+from prunepass.batchnorm import Fold, affine, swap_stored, untie
 from prunepass.graph import Graph
 from prunepass.manager import Facts, Rewrite
 from prunepass.rules.affine import AFFINE, SCALE_OUTPUTS
@@ -34,6 +34,7 @@ class FoldBatchnorm(Rewrite):
             return 0
         known = facts.get("shapes")
         shapes = replace(known, shape=dict(known.shape))
+        changes += 0 if self.keep else untie(graph, shapes)
         for node in nodes:
             turned = swap_stored(graph, node)
             found = affine(graph, turned, shapes)
