@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,12 +182,12 @@ def affine(graph: Graph, node: Node, shapes: Any) -> tuple[np.ndarray, np.ndarra
     return found if found is not None and all(np.isfinite(v).all() for v in found) else None
 
 
-def untie(graph: Graph, shapes: Any) -> int:
-    """Give each user of a shared weight a copy where the same BatchNormalization follows all; return how many copies.
+def untie(graph: Graph, shapes: Any) -> dict[str, str]:
+    """Give each user of a shared weight a copy where the same BatchNormalization follows all; map copies to weights.
 
     Folded, the copies are equal again, and are shared again when tensors are stored.
     """
-    uses, results, changes = graph.uses(), graph.results, 0
+    uses, results, copies = graph.uses(), graph.results, dict[str, str]()
     main = {id(node) for node in graph.nodes}
     for name, users in uses.items():
         if len(users) < 2 or name not in graph.consts or name in graph.overridable or name in results:
@@ -204,8 +205,17 @@ def untie(graph: Graph, shapes: Any) -> int:
             for node, position in users[1:]:
                 node.inputs[position] = graph.fresh_name(name)
                 graph.consts.alias(node.inputs[position], name)
-                changes += 1
-    return changes
+                copies[node.inputs[position]] = name
+    return copies
+
+
+def tie(graph: Graph, copies: Mapping[str, str]) -> None:
+    """Let those who kept their copy as it was read the weight again."""
+    same = {copy: name for copy, name in copies.items() if graph.consts[copy] is graph.consts[name]}
+    for node in graph.walk() if same else ():
+        node.inputs = [same.get(name, name) for name in node.inputs]
+    for copy in same:
+        del graph.consts[copy]
 
 
 def _alone_behind(graph: Graph, uses: Any, node: Node) -> Node | None:

@@ -93,6 +93,12 @@ STAYS = [
      {"w": W1, **norm(6)}),
     ("a shared weight, and something else behind it", BARE, (f"h = Conv(x, w) a = {NORM.format('h')} r = Relu(x) "
      f"k = Conv(r, w) b = {NORM.format('k').replace('s, t', 't, s')} y = Add(a, b)"), {"w": W1, **norm(6)}),
+    (
+        "a shared weight, and a scale out of range behind it",
+        BARE,
+        f"h = Conv(x, w) a = {NORM.format('h')} r = Relu(x) k = Conv(r, w) b = {NORM.format('k')} y = Add(a, b)",
+        {"w": W1, **norm(6), "s": np.full(6, 1e38, np.float32), "u": np.full(6, 1e-6, np.float32)},
+    ),
     ("a computed weight", BARE, f"f = ReduceMax <keepdims = 0> (x) v = Mul(w, f) h = Conv(x, v) {A}",
      {"w": W1, **norm(6)}),
     ("training", IMAGE.replace("y) ", "y, float[6] p, float[6] q) "),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from prunepass.batchnorm import Fold, affine, swap_stored, untie
+from prunepass.batchnorm import Fold, affine, swap_stored, tie, untie
 from prunepass.graph import Graph
 from prunepass.manager import Facts, Rewrite
 from prunepass.rules.affine import AFFINE, SCALE_OUTPUTS
@@ -34,7 +34,7 @@ class FoldBatchnorm(Rewrite):
             return 0
         known = facts.get("shapes")
         shapes = replace(known, shape=dict(known.shape))
-        changes += 0 if self.keep else untie(graph, shapes)
+        copies = {} if self.keep else untie(graph, shapes)
         for node in nodes:
             turned = swap_stored(graph, node)
             found = affine(graph, turned, shapes)
@@ -42,4 +42,5 @@ class FoldBatchnorm(Rewrite):
                 continue
             fold = Fold(graph, shapes, node, turned.inputs[0], *found)
             changes += fold.into_producer(graph.producers()) or fold.into_reader()
+        tie(graph, copies)
         return changes
