@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from prunepass.fixed import Named, fold_fixed, named_shapes
 from prunepass.graph import Graph, Node
 from prunepass.operands import cast_to_known, decide_where, drop_zeros, merge_slices
 from prunepass.reshapes import bypass_stretches, merge_reshapes, sink_reshapes
-from prunepass.rules.folding import IMPURE, SHAPED_NO_OPS, Shaped
+from prunepass.rules.folding import IMPURE, NO_OPS, SHAPED_NO_OPS, Shaped
 from prunepass.targets import spell_targets
 from prunepass.tidying import bypass, twins
 
@@ -71,7 +71,25 @@ def bypass_at_shapes(graph: Graph, shapes: Mapping[str, Named], kinds: Mapping[s
         row = SHAPED_NO_OPS.get(node.op)
         return None if row is None or any(node.outputs[1:]) else row(Shaped(node, shapes, kinds, fixed))
 
-    return bypass(graph, changes_nothing)
+    return bypass(graph, changes_nothing) + bypass_at_outputs(graph, changes_nothing)
+
+
+def bypass_at_outputs(graph: Graph, same_as: Callable[[Node], int | None]) -> int:
+    """Let who makes the operand of a node that changes nothing make the graph output; return how many nodes went."""
+    gone, ends = list[Node](), graph.results
+    for node in [node for node in graph.nodes if node.outputs[0] in graph.output_names]:
+        position = 0 if node.op in NO_OPS and NO_OPS[node.op](node, graph.consts) else same_as(node)
+        source, out = node.inputs[position or 0] if node.inputs else "", node.outputs[0]
+        maker = next((other for other in graph.nodes if source and source in other.outputs), None)
+        if position is None or maker is None or source in ends:
+            continue
+        maker.outputs = [out if name == source else name for name in maker.outputs]
+        for reader, at in graph.uses().get(source, ()):
+            reader.inputs = [out if name == source else name for name in reader.inputs]
+            if at < 0:
+                reader.rename_captured(source, out)
+        gone.append(node)
+    return graph.remove(gone)
 
 
 def _small(graph: Graph, name: str) -> bool:
@@ -168,6 +186,7 @@ def _is_dense(graph: Graph, product: Node, total: Node, position: int, shapes: M
 
 
 __all__ = [
+    "bypass_at_outputs",
     "bypass_at_shapes",
     "fuse_gemm",
     "merge_concats",

@@ -186,6 +186,14 @@ CASES = [  # what, frame, body, constants, operators that are left
      {"c": np.eye(4, 6, dtype=bool), "z": np.float32(0), "m": np.float32(-9)}, "Where Add"),
     ("a choice of what is not fixed", IMAGE, "a = Where(c, x, m) y = Exp(a)",
      {"c": np.ones((1, 1, 1), bool), "m": np.float32(-9)}, "Where Exp"),
+    # what makes an output
+    ("plus zero at the end", IMAGE, "a = Exp(x) b = Neg(a) c = Add(a, o) d = Mul(b, c) e = Add(d, d) y = Add(d, o)",
+     {"o": np.float32(0)}, "Exp Neg Mul"),
+    ("an output of an input", ROWS, "y = Mul(x, o)", {"o": np.float32(1)}, "Mul"),
+    ("an output of an output", "g (float[n, 6] x) => (float[n, 6] y, float[n, 6] z)", "y = Exp(x) z = Mul(y, o)",
+     {"o": np.float32(1)}, "Exp Mul"),
+    ("the same output twice", "g (float[n, 6] x) => (float[n, 6] y, float[n, 6] z)",
+     "a = Exp(x) b = Neg(a) y = Mul(b, o) z = Add(b, y)", {"o": np.float32(1)}, "Exp Neg Add"),
     # stored tensors
     ("a small one makes two", ROWS, "a = Cos(k) b = Sin(k) c = MatMul(x, a) d = MatMul(x, b) y = Sub(c, d)",
      {"k": weight(6, 40)}, "Cos Sin MatMul MatMul Sub"),
