@@ -42,7 +42,7 @@ def _reshaped(graph: Graph, node: Node, source: str, shapes: Shapes) -> Node | N
 def sink_reshapes(graph: Graph, shapes: Shapes) -> int:
     """Take out a Reshape where all that follows, up to the next ones, works element by element; return how many.
 
-    What lies between has another shape then.
+    What lies between has another shape then, and another name.
     """
     uses, results, touched, made = graph.uses(), graph.results, set[str](), dict[int, tuple[Node, ...]]()
     for nodes in (graph.nodes, *(body.nodes for body in graph.bodies)) if graph.opset >= 5 else ():
@@ -60,8 +60,10 @@ def sink_reshapes(graph: Graph, shapes: Shapes) -> int:
             touched.update((source, *region))
             made.update({key: (end,) for key, end in ended.items() if end is not None})
             made[id(first)] = ()
-            for node, _ in uses.get(out, ()):
-                node.inputs = [source if name == out else name for name in node.inputs]
+            names = {name: graph.fresh_name(f"{name}_unshaped") for name in region if name != out} | {out: source}
+            for node in [n for name in region for n, _ in uses.get(name, ())] + [end for end in ended.values() if end]:
+                node.inputs = [names.get(name, name) for name in node.inputs]
+                node.outputs = [names.get(name, name) for name in node.outputs]
     graph.replace(made)
     return sum(not nodes for nodes in made.values())
 
