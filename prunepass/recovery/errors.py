@@ -1,7 +1,8 @@
 """What the removal of each unit costs in output error, from calibration data: the readers of all groups, swept.
 
 Units that no layer reads which could be refitted (queries and keys, which meet in a product of two values) cost the
-power of what they carry instead, where it is made.
+power of what they carry instead, where it is made. Channels of heads of attention whose products are refitted cost what
+these lose, see `head_errors.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunepass.coupling import Coupling
+from prunepass.coupling import Coupling, Group
 from prunepass.graph import Graph
 from prunepass.labels import spans
 from prunepass.manager import Progress
 from prunepass.recovery.batches import Batches
+from prunepass.recovery.head_errors import Behind, HeadErrors, Loss, by_width, lost
 from prunepass.recovery.moments import Gram, Moments
 from prunepass.recovery.obs import Path, Reader, Sweep
 from prunepass.recovery.quantised import as_floats
@@ -89,6 +91,18 @@ class _Look:
             else:
                 self._place(step)
         self.running.close()
+
+    def losses(self, given: Graph) -> list[Loss]:
+        """Return what heads of attention lose, once all layers have been looked at; given: weights as they are kept."""
+        units = {value: made for value, (made, _) in self.power.items()}
+        behind = {
+            own.value: Behind(own.covariance[0], own.weight[0], own.rows) for own in self.seen if len(own.units) == 1
+        }
+        layers = [step for step in steps(self.graph) if isinstance(step, Place) and step.product.weight in given.consts]
+        found = HeadErrors(self.graph, self.batches, self.options.memory, units, behind).run(layers)
+        for loss in found:
+            self.variance.setdefault(loss.value, loss.variance)
+        return found
 
     def _place(self, place: Place) -> None:
         product = place.product
@@ -164,9 +178,10 @@ def unit_errors(
     graph: Graph, coupling: Coupling, batches: Batches, macs: int, options: Options, tell: Progress | None = None
 ) -> UnitErrors:
     """Sweep every group. macs: of one run of the graph."""
-    graph = as_floats(graph)
+    given, graph = graph, as_floats(graph)
     look = _Look(graph, coupling, batches, options)
     look.run(tell)
+    losses = look.losses(given)
     variance = {value: size for value, size in look.variance.items() if size > 0}
     weight = output_sensitivity(graph, variance, coupling.elem_types, batches, macs, options.seed) if variance else {}
     group_of = np.zeros(coupling.n_units, np.int64)
@@ -189,9 +204,19 @@ def unit_errors(
             units = group.units[read]
             path = Sweep(own, units).run(min(int(read.any(axis=-1).sum()), units.size), len(group.units) == 1)
             scores[units] = _marginal(path, units.size)
-            if len(group.units) == 1 and read.all():
-                sets.append((units, path.gone))
+        total = _of_heads(group, losses, weight, look) if losses else None
+        if total is not None:
+            scores[group.units] = by_width(scores[group.units], total)
+        elif own and len(group.units) == 1 and read.all():
+            sets.append((units, path.gone))
     return UnitErrors(scores, weight, tuple(sets))
+
+
+def _of_heads(group: Group, losses: Sequence[Loss], weight: dict[str, float], look: _Look) -> np.ndarray | None:
+    """Return what heads lose by how many units of each row of a group go, where nothing else makes or reads these."""
+    made = (value for value, (units, _) in look.power.items() if np.isin(units, group.units).any())
+    read = (layer.value for layer in look.seen if np.isin(layer.units, group.units).any())
+    return lost(group, losses, weight, made, read)
 
 
 def _readers(seen: Sequence[_Seen], weight: dict[str, float], group_of: np.ndarray) -> Iterator[tuple[int, Reader]]:

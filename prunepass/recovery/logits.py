@@ -54,8 +54,7 @@ class LogitRefit:
         count = len(batches.feeds)
         self.held = [at for at in range(count) if batches.held_back(at)]
         self.train = [at for at in range(count) if not batches.held_back(at)]
-        axis = self.pair.scores.shares
-        self.centred = axis is not None and axis in (-1, np.ndim(dense.value(self.pair.query.value, 0)) - 1)
+        self.centred = self.pair.scores.centred(np.ndim(dense.value(self.pair.query.value, 0)))
         keys = [int(head.key[0]) for head in heads.heads]
         self.groups = [[at for at, key in enumerate(keys) if key == first] for first in dict.fromkeys(keys)]
         """Numbers of heads that share their keys."""

@@ -94,7 +94,7 @@ def solved(moments: np.ndarray, right: np.ndarray) -> np.ndarray:
     Raises
         Refused: they are not finite.
     """
-    _refuse_infinite(moments, right)
+    refuse_infinite(moments, right)
     shifted = moments + TINY * (np.trace(moments) / len(moments) or 1.0) * np.eye(len(moments))
     return np.asarray(np.linalg.solve(shifted, right))
 
@@ -105,7 +105,7 @@ def best(queries: np.ndarray, keys: np.ndarray, rank: int) -> np.ndarray:
     Raises
         Refused: the moments are not finite.
     """
-    _refuse_infinite(queries, keys)
+    refuse_infinite(queries, keys)
     halves = []
     for moments in (queries, keys):
         values, vectors = np.linalg.eigh(moments)
@@ -117,6 +117,7 @@ def best(queries: np.ndarray, keys: np.ndarray, rank: int) -> np.ndarray:
     return np.asarray((right / of_keys) @ right.T @ turned[:rank].T * scale)
 
 
-def _refuse_infinite(*arrays: np.ndarray) -> None:
+def refuse_infinite(*arrays: np.ndarray) -> None:
+    """Refuse NaN and infinity."""
     if not all(np.isfinite(array).all() for array in arrays):
         raise Refused("what is multiplied is not finite")

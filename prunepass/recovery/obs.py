@@ -49,13 +49,18 @@ class Reader:
     @classmethod
     def of(cls, covariance: np.ndarray, rows: int, weight: np.ndarray, units: np.ndarray, importance: float) -> Reader:
         """Start from a covariance that was found from so many rows; errors count `importance` times."""
-        scale = np.trace(covariance) / len(covariance)
-        damping = max(DAMPING, SPREAD * len(covariance) / rows)
-        share = np.where(np.diagonal(covariance) > _DEAD * scale, damping, _DEAD)
-        damped = covariance + np.diag(np.maximum(share * scale, 1e-12))
-        with threads_for(len(damped)):
-            inverse = cho_solve(cho_factor(damped, check_finite=False), np.eye(len(damped)), check_finite=False)
+        whole = damped(covariance, rows)
+        with threads_for(len(whole)):
+            inverse = cho_solve(cho_factor(whole, check_finite=False), np.eye(len(whole)), check_finite=False)
         return cls(inverse, weight * np.sqrt(importance), units)
+
+
+def damped(covariance: np.ndarray, rows: int) -> np.ndarray:
+    """Return a covariance from so many rows with a larger diagonal."""
+    scale = np.trace(covariance) / len(covariance)
+    damping = max(DAMPING, SPREAD * len(covariance) / rows)
+    share = np.where(np.diagonal(covariance) > _DEAD * scale, damping, _DEAD)
+    return np.asarray(covariance + np.diag(np.maximum(share * scale, 1e-12)))
 
 
 @dataclass(frozen=True)

@@ -78,3 +78,12 @@ class Teacher:
         turned[axis] = shape[axis]
         numbers = self.narrowed(name, np.broadcast_to(np.arange(shape[axis]).reshape(turned), shape))
         return np.asarray(np.moveaxis(numbers, axis, 0).reshape(numbers.shape[axis], -1)[:, 0])
+
+
+class Uncut(Teacher):
+    """A model from which nothing was cut: its values are what they are."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = self.last = graph
+        self._cuts = []
+        self._masks = {}

@@ -34,6 +34,10 @@ class Scores:
         """Return queries as (heads, length, size) and keys as (heads, keys, size), for each sample its heads."""
         raise NotImplementedError
 
+    def centred(self, rank: int) -> bool:
+        """Say whether what all keys have in common makes no difference; rank: of the queries."""
+        return self.shares is not None and self.shares in (-1, rank - 1)
+
 
 SCORES: Table[Callable[[Node, Graph, Mapping[str, Sequence[Use]]], Scores | None]] = Table("products with keys")
 
