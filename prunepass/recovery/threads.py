@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from prunepass.runtime import default_threads
 
-LARGE = 768
+LARGE = 2048
 """Rows of a matrix from which threads are worth it."""
 
 
