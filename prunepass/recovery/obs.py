@@ -138,7 +138,8 @@ class _Part:
         for ats, own in self.alike:
             weight = self.weight[own]
             blocks = self.inverse[own[:, :, None], own[:, None, :]]
-            found[ats] = (weight * np.linalg.solve(blocks, weight)).sum(axis=(1, 2))
+            turned = weight / blocks if own.shape[1] == 1 else np.linalg.solve(blocks, weight)
+            found[ats] = np.einsum("ubo,ubo->u", weight, turned)
         return found
 
     def pivot(self, at: int) -> None:
