@@ -28,7 +28,7 @@ DAMPING = 1e-2
 """Multiple of the mean variance that is added to the diagonal: OSSCAR's default."""
 SPREAD = 2.0
 """The same per feature and row: with few rows, features seem to explain each other that do not."""
-_LEAST_GAIN, _MOST_RETURNS = 1e-4, 4
+_LEAST_GAIN, _MOST_RETURNS = 0.02, 4
 """A set must be better by this share for a unit to come back; how often that may happen, for each unit."""
 _DEAD = 1e-8
 """Variance relative to the mean up to which a feature never changes; it is not damped, and costs nothing."""
