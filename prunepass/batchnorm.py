@@ -16,6 +16,7 @@ from prunepass.rules.affine import AFFINE, COMMUTES, SCALE_INPUTS, SCALE_OUTPUTS
 from prunepass.rules.contractions import CONTRACTIONS, Contraction
 from prunepass.rules.dims import trains
 from prunepass.rules.linear import SUMS
+from prunepass.rules.statistics import STATISTICS
 
 
 @dataclass
@@ -193,7 +194,7 @@ def untie(graph: Graph, shapes: Any) -> dict[str, str]:
         if len(users) < 2 or name not in graph.consts or name in graph.overridable or name in results:
             continue
         follows = [_alone_behind(graph, uses, node) for node, _ in users]
-        if any(n is None or n.op != "BatchNormalization" or id(n) not in main for n in follows):
+        if any(n is None or n.op not in STATISTICS or id(n) not in main for n in follows):
             continue
         if len({(node.op, position, *_attributes(node)) for node, position in users}) > 1 or users[0][1] != 1:
             continue

@@ -12,7 +12,7 @@ from prunepass.budgets import KINDS, Amount, Budget
 from prunepass.choice import Choice, Scale, Terms, named_ratios, whole_cost
 from prunepass.cost import source_cost
 from prunepass.coupling import Coupling
-from prunepass.criteria import criterion, rate, weights_for
+from prunepass.criteria import ImportanceFacts, criterion, rate, weights_for
 from prunepass.errors import PipelineError
 from prunepass.graph import Graph
 from prunepass.kept import element_mask, kept_masks
@@ -115,9 +115,10 @@ class Select(Rewrite):
         policy: Policy = "whole" if self.scope == "heads" else self.policy
         coupling: Coupling = facts.get("coupling", policy=policy)
         options = {"criterion": self.criterion, "reduce": self.reduce, "normalise": self.normalise}
-        scores = facts.get("importance", policy=policy, **options).scores
+        importance = facts.get("importance", policy=policy, **options)
+        scores = importance.scores
         kept = kept_by_name(graph, coupling, (*self.keep, *facts.context.keep))
-        choice = self._choice(graph, coupling, kept, scores, facts)
+        choice = self._choice(graph, coupling, kept, importance, facts)
         model = self._latency(choice, facts, scores) if self.latency is not None else None
         removed = np.zeros(coupling.n_units, bool)
         for step in range(1, self.steps + 1):
@@ -140,7 +141,9 @@ class Select(Rewrite):
         learn_latency(choice, model, scores)
         return model
 
-    def _choice(self, graph: Graph, coupling: Coupling, kept: np.ndarray, scores: np.ndarray, facts: Facts) -> Choice:
+    def _choice(
+        self, graph: Graph, coupling: Coupling, kept: np.ndarray, importance: ImportanceFacts, facts: Facts
+    ) -> Choice:
         return Choice(
             self.terms(),
             graph,
@@ -150,18 +153,18 @@ class Select(Rewrite):
             lambda: whole_cost(source_cost(facts)),
             lambda removed: _carried_out(removed, coupling, facts),
             {"bytes": Scale(_file_bytes)},  # what slicing inserts and what is shared again, nobody can predict
-            self._sets(graph, coupling, kept | protected_units(coupling, scores), facts),
+            _free_sets(importance, coupling, kept) if self.steps == 1 else [],
         )
 
-    def _sets(
-        self, graph: Graph, coupling: Coupling, frozen: np.ndarray, facts: Facts
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the best sets of units for every width, of groups that may lose any of their units."""
-        if self.steps > 1:
-            return []
-        chosen = criterion(self.criterion)
-        found = chosen.sets(weights_for(chosen, graph, coupling, facts))
-        return [(units, gone) for units, gone in found if not frozen[units].any()]
+
+def _free_sets(
+    importance: ImportanceFacts, coupling: Coupling, kept: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the best sets of units for every width, of groups that may lose any of their units."""
+    if not importance.sets:
+        return []
+    frozen = kept | protected_units(coupling, importance.scores)
+    return [(units, gone) for units, gone in importance.sets if not frozen[units].any()]
 
 
 def _masked(graph: Graph, coupling: Coupling, removed: np.ndarray) -> Graph:

@@ -29,13 +29,14 @@ class ImportanceFacts:
         scores: float64 [n_units], larger is more important; +inf for the pinned unit 0, for units without a group
         and for groups that cannot be scored. raw: the same before normalising, NaN instead of +inf.
         sites: per group, in the order of the coupling, the places (tensor or value, axes) that were scored.
-        notes: one sentence for each group that was not scored as asked.
+        notes: one sentence for each group that was not scored as asked. sets: of the criterion, see `Criterion.sets`.
     """
 
     scores: np.ndarray
     raw: np.ndarray
     sites: tuple[Places, ...]
     notes: tuple[str, ...]
+    sets: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
         return self.scores
@@ -79,7 +80,7 @@ def rate(weights: Weights, criterion: Criterion, reduce: str = "mean", normalise
     if any(weights.fact(name).drawn for name in criterion.needs if name == "statistics"):
         notes.append(f"{criterion}: scored on random inputs; calibration data give better scores")
     notes += [f"{coupling.groups[n].name}: no float constants, not scored and so kept" for n in pending]
-    return ImportanceFacts(scores, raw, tuple(sites), tuple(notes))
+    return ImportanceFacts(scores, raw, tuple(sites), tuple(notes), tuple(criterion.sets(weights)))
 
 
 def _record(sites: list[Places], used: list[Site], owner: np.ndarray, done: set[int]) -> None:

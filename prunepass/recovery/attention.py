@@ -165,8 +165,7 @@ def _current(side: Side) -> Side:
 
 def _settle(work: Sequential, layer: Layer, method: str, found: Iterable[Layered]) -> None:
     """Put in what was found, where it is better than what is there."""
-    if not layer.after < layer.before * (1 - work.options.least_gain):
-        layer.note = "no better on held-back rows"
+    if not layer.is_better(work.options.least_gain, rounding=0.0):
         return
     layer.method = method
     for own in found:

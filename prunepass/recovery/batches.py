@@ -70,6 +70,12 @@ class Batches:
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), batch])
         return np.sort(rng.choice(rows, take, replace=False))
 
+    @property
+    def parts(self) -> tuple[list[int], list[int]]:
+        """The numbers of the batches to fit to, and of those that are held back."""
+        numbers = range(len(self.feeds))
+        return [at for at in numbers if not self.held_back(at)], [at for at in numbers if self.held_back(at)]
+
     def judged(self, batch: int) -> bool:
         """Say whether a batch is for judging the refitted model, and takes no part in it; none where there are few."""
         return len(self.feeds) >= HELD_BACK and batch % JUDGED == HELD_BACK - 1

@@ -24,7 +24,6 @@ from prunepass.rules.gains import Gain, gain
 if TYPE_CHECKING:
     from prunepass.recovery.sequential import Layer, Sequential
 
-ROUNDING = 1e-12
 _ROWS = 4096
 
 
@@ -59,8 +58,7 @@ def refit_gain(work: Sequential, gain: Gain, layer: Layer) -> None:
         layer.note = found
         return
     layer.before, layer.after, layer.ridge, layer.rows = found.before, found.after, found.ridge, found.rows
-    if not found.after < found.before * (1 - work.options.least_gain) or found.before < ROUNDING:
-        layer.note = "no better on held-back rows" if found.before >= ROUNDING else "exact as it is"
+    if not layer.is_better(work.options.least_gain):
         return
     layer.method = "gains"
     for name, new in found.tensors.items():

@@ -51,9 +51,7 @@ class LogitRefit:
     ) -> None:
         self.heads, self.graph, self.dense, self.pruned = heads, graph, dense, pruned
         self.pair, self.start, self.rows = heads.pair, start, rows
-        count = len(batches.feeds)
-        self.held = [at for at in range(count) if batches.held_back(at)]
-        self.train = [at for at in range(count) if not batches.held_back(at)]
+        self.train, self.held = batches.parts
         self.centred = self.pair.scores.centred(np.ndim(dense.value(self.pair.query.value, 0)))
         keys = [int(head.key[0]) for head in heads.heads]
         self.groups = [[at for at, key in enumerate(keys) if key == first] for first in dict.fromkeys(keys)]

@@ -16,8 +16,7 @@ import numpy as np
 
 from prunepass.consts import FLOAT_TYPES
 from prunepass.graph import Graph, Node, Use
-
-_OPS = frozenset({"DequantizeLinear"})
+from prunepass.rules.scales import RESTORES
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Grids(Mapping[str, Grid]):
     def __init__(self, graph: Graph) -> None:
         self.graph, self.nodes = graph, list(graph.nodes)
         uses, results = graph.uses(), graph.results
-        found = {node.outputs[0]: _grid(node, graph, uses) for node in graph.nodes if node.op in _OPS}
+        found = {node.outputs[0]: _grid(node, graph, uses) for node in graph.nodes if node.op in RESTORES}
         self._grids = {
             name: grid
             for name, grid in found.items()

@@ -48,8 +48,8 @@ class RecurrentRefit:
         self.layer, self.graph, self.teacher, self.batches = layer, graph, teacher, batches
         self.dense, self.pruned = dense, pruned
         self.count = len(batches.feeds)
-        self.held = [at for at in range(self.count) if batches.held_back(at)] or list(range(self.count))
-        self.train = [at for at in range(self.count) if not batches.held_back(at)]
+        self.train, held = batches.parts
+        self.held = held or list(range(self.count))
         whole = teacher.graph.consts
         self._dense_weights = [whole[n].astype(np.float64) if n else None for n in (layer.w, layer.r, layer.b)]
 

@@ -85,6 +85,14 @@ class Layer:
     seconds: float = 0.0
     note: str = ""
 
+    def is_better(self, least_gain: float, rounding: float = _ROUNDING) -> bool:
+        """Say whether the refit is worth it, and note if not; errors below `rounding` may come from rounding alone."""
+        if self.before < rounding:
+            self.note = "exact as it is"
+        elif not self.after < self.before * (1 - least_gain):
+            self.note = "no better on held-back rows"
+        return not self.note
+
 
 @dataclass(frozen=True)
 class Place:
@@ -293,12 +301,10 @@ class Sequential:
             after = judge(*rows, start, None if old is None else found.bias, flat, nearest).after
             found = replace(found, weight=nearest, after=after)
         layer.before, layer.after, layer.ridge = found.before, found.after, found.ridge
-        rounding = _ROUNDING if weight.dtype.itemsize >= 4 else _ROUNDING_HALF
-        if not found.after < found.before * (1 - self.options.least_gain) or found.before < rounding:
-            layer.note = "no better on held-back rows" if found.before >= rounding else "exact as it is"
+        if layer.is_better(self.options.least_gain, _ROUNDING if weight.dtype.itemsize >= 4 else _ROUNDING_HALF):
+            self.install(place, found, stored)
+        else:
             layer.method = "kept"
-            return
-        self.install(place, found, stored)
 
     def _fitted(
         self,

@@ -55,7 +55,7 @@ class ValueRefit:
     ) -> None:
         self.mixed, self.sums, self.teacher = mixed, sums, teacher
         self.dense, self.pruned = dense, pruned
-        self.train = [at for at in range(len(batches.feeds)) if not batches.held_back(at)]
+        self.train, _ = batches.parts
         place = mixed.value.place
         self.shape = np.shape(dense.value(place.y, 0))
         self.left = teacher.narrowed(place.y, dense.value(place.y, 0)).shape

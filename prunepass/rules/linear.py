@@ -14,6 +14,7 @@ import numpy as np
 
 from prunepass.consts import FLOAT_TYPES
 from prunepass.graph import Graph, Node
+from prunepass.rules.scales import RESTORES
 from prunepass.rules.table import Table
 
 
@@ -112,7 +113,7 @@ def bias_of(product: Linear, graph: Graph, uses: Mapping[str, Sequence[tuple[Nod
     return None
 
 
-_ROUNDED = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_ROUNDED = RESTORES | {"QuantizeLinear"}
 """Operators behind which a value is the same but for rounding."""
 
 

@@ -25,6 +25,8 @@ class Scaling:
 
 
 SCALES: Table[Callable[[Node], Scaling | tuple[Scaling, ...]]] = Table("scales")
+RESTORES = frozenset({"DequantizeLinear"})
+"""They turn integers into real numbers and do nothing else."""
 _MS = "com.microsoft::"
 
 SCALES(
